@@ -1,0 +1,1 @@
+"""Screens the leukocytes of a scanned blood smear."""

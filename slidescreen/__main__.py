@@ -1,0 +1,5 @@
+"""`python -m slidescreen`."""
+
+from slidescreen.cli import main
+
+main()

@@ -1,0 +1,326 @@
+"""Commands: parse, call one library function, print, map errors to exit codes.
+
+Exit codes: 0 all done, 1 some scan failed or the run was interrupted (finished scans are saved), 2 wrong use. What is heavy
+is imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from slidescreen.errors import ModelError, SlidescreenError, UsageError
+
+if TYPE_CHECKING:
+    from slidescreen.batch import SlideDone, SlideFailure
+    from slidescreen.classify import TorchClassifier
+    from slidescreen.config import Settings
+    from slidescreen.pipeline import Progress
+
+log = logging.getLogger("slidescreen")
+
+app = typer.Typer(
+    name="slidescreen",
+    help="Screens the leukocytes of scanned blood smears for blasts and atypical cells. Research use; "
+    "needs review by a morphologist.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_OUT = Path("slidescreen-out")
+ModelOption = Annotated[str, typer.Option("--model", help="Name of a model that comes with slidescreen, or a model folder.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=0, help="Cells typed at once; 0 chooses.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More log lines; tracebacks of failures.")]
+
+
+@app.command()
+def run(
+    scans: Annotated[list[str], typer.Argument(metavar="SCAN...", help="Scans: files, folders or globs.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of results, one subfolder per scan.")] = DEFAULT_OUT,
+    um_per_px: Annotated[
+        float | None, typer.Option("--um-per-px", help="um per level-0 pixel; wins over what the files state.")
+    ] = None,
+    model: ModelOption = "",
+    device: DeviceOption = "",
+    batch_size: BatchOption = 0,
+    aoi: Annotated[str, typer.Option("--aoi", help="auto: leave empty glass out; all: everything scanned.")] = "",
+    settings: Annotated[Path | None, typer.Option("--settings", help="TOML file; see README.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo scans whose results are current.")] = False,
+    no_patches: Annotated[bool, typer.Option("--no-patches", help="Do not keep patches.zarr.")] = False,
+    verbose: VerboseOption = False,
+    json_log: Annotated[bool, typer.Option("--json-log", help="Log as JSON lines on standard error.")] = False,
+) -> None:
+    """Screen scans: differential, blast and atypical fractions, every cell, and a report for each."""
+    _start_log(verbose, json_log)
+    from slidescreen.batch import RunOptions, SlideFailure, list_scans, require_writable, run_batch
+
+    effective = _settings(settings, device, batch_size, aoi)
+    paths = list_scans(scans, out)
+    require_writable(out)
+    classifier = _classifier(model, effective)
+    log.info("%d scan(s), model %s, device %s, results in %s", len(paths), classifier.card.name, classifier.device, out)
+    options = RunOptions(out, um_per_px, not no_patches, overwrite)
+    failed = done = skipped = 0
+    with _Bars(json_log) as bars:
+        for outcome in run_batch(paths, classifier, effective, options, bars.start):
+            bars.finish()
+            if isinstance(outcome, SlideFailure):
+                failed += 1
+                _print_failure(outcome, verbose)
+            else:
+                skipped += outcome.skipped
+                done += not outcome.skipped
+                _print_done(outcome)
+    log.info("%d done, %d already current, %d failed", done, skipped, failed)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def classify(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Images of single cells.")],
+    um_per_px: Annotated[float, typer.Option("--um-per-px", help="um per pixel of the images.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="CSV file to write.")] = Path("predictions.csv"),
+    model: ModelOption = "",
+    device: DeviceOption = "",
+    batch_size: BatchOption = 0,
+    verbose: VerboseOption = False,
+) -> None:
+    """Type images of single cells (the central 29 um of each) into a CSV file."""
+    _start_log(verbose, False)
+    from slidescreen.batch import SlideFailure, classify_images, list_images
+    from slidescreen.scale import resolve_scale
+    from slidescreen.store import write_predictions
+    from slidescreen.taxonomy import ATYPICAL, BLAST, probability_of
+
+    paths = list_images(images)
+    resolve_scale(paths[0], None, um_per_px)
+    classifier = _classifier(model, _settings(None, device, batch_size, ""))
+    classes = classifier.card.classes
+    failures: list[SlideFailure] = []
+
+    def rows() -> Any:
+        for outcome in classify_images(paths, um_per_px, classifier):
+            if isinstance(outcome, SlideFailure):
+                failures.append(outcome)
+                _print_failure(outcome, verbose)
+                continue
+            p = outcome.probabilities
+            named = dict(zip(classes, p.tolist(), strict=True))
+            blast, atypical = probability_of(BLAST, p, classes), probability_of(ATYPICAL, p, classes)
+            yield str(outcome.path), named, classes[int(p.argmax())], blast, atypical
+
+    number = write_predictions(out, rows())
+    typer.echo(f"{number} of {len(paths)} images typed -> {out}")
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    scan: Annotated[Path, typer.Argument(metavar="SCAN")],
+    um_per_px: Annotated[float | None, typer.Option("--um-per-px", help="um per level-0 pixel.")] = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Tell what is read from a scan, by which reader, and where its scale comes from."""
+    _start_log(verbose, False)
+    from slidescreen.errors import ScaleError
+    from slidescreen.scale import resolve_scale
+    from slidescreen.slide import open_slide
+    from slidescreen.store import slide_id
+
+    with open_slide(scan) as slide:
+        try:
+            scale = resolve_scale(scan, slide.stated_scale, um_per_px)
+            said = f"{scale.um_per_px:.6g} (from {scale.source})"
+        except ScaleError as error:
+            said = f"unknown: {error}"
+        print_ = slide.fingerprint()
+        lines = {
+            "file": str(scan),
+            "id": slide_id(scan, print_),
+            "reader": slide.reader,
+            "vendor": slide.vendor,
+            "size": f"{slide.size.width} x {slide.size.height} px",
+            "um/px": said,
+            "levels": ", ".join(f"{v.size.width} x {v.size.height} (1:{v.downsample:g})" for v in slide.levels),
+            "fingerprint": print_,
+        }
+    for name, value in lines.items():
+        typer.echo(f"{name + ':':13} {value}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(metavar="OUT.tif", help="Scan to paint; its truth goes to OUT.json.")],
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    verbose: VerboseOption = False,
+) -> None:
+    """Paint a synthetic smear with known truth, and tell how many of its cells the default model names right."""
+    _start_log(verbose, False)
+    from slidescreen.demo import write_demo
+
+    cells = write_demo(out, seed=seed)
+    typer.echo(f"{len(cells)} leukocytes painted -> {out}, truth -> {out.with_suffix('.json')}")
+
+    from slidescreen.batch import type_cells_at
+
+    labels = type_cells_at(out, [c.box for c in cells], _classifier("", _settings(None, "", 0, "")))
+    right = sum(label == cell.label for label, cell in zip(labels, cells, strict=True))
+    typer.echo(f"The default model names {right} of {len(cells)} painted cells as painted (says nothing of real cells).")
+
+
+@app.command()
+def doctor(verbose: VerboseOption = False) -> None:
+    """Check the installation: versions, readers, device, default model."""
+    _start_log(verbose, False)
+    from slidescreen.doctor import examine
+
+    sound = True
+    for check in examine():
+        sound = sound and check.ok
+        typer.echo(f"{'ok  ' if check.ok else 'FAIL'} {check.name + ':':18} {check.detail}")
+    if not sound:
+        raise typer.Exit(1)
+
+
+def _settings(path: Path | None, device: str, batch_size: int, aoi: str) -> Settings:
+    """Settings of the file, with the options of the command line on top."""
+    import dataclasses
+
+    from slidescreen.config import Settings, load_settings
+
+    base = load_settings(path) if path else Settings()
+    if aoi not in ("", "auto", "all"):
+        raise UsageError(f"--aoi {aoi}: unknown; use auto or all")
+    changes: dict[str, Any] = {}
+    if device:
+        changes["device"] = device
+    if batch_size:
+        changes["batch_size"] = batch_size
+    monolayer = dataclasses.replace(base.monolayer, aoi=aoi) if aoi else base.monolayer  # type: ignore[arg-type]
+    return dataclasses.replace(base, monolayer=monolayer, classify=dataclasses.replace(base.classify, **changes))
+
+
+def _classifier(model: str, settings: Settings) -> TorchClassifier:
+    from slidescreen.classify import TorchClassifier
+    from slidescreen.model import DEFAULT_MODEL, find_model
+
+    return TorchClassifier(find_model(model or DEFAULT_MODEL), settings.classify)
+
+
+def _print_done(done: SlideDone) -> None:
+    report = done.folder / "report.html"
+    d = done.differential
+    if d is None:
+        typer.echo(f"{done.path}: already current -> {report}")
+        return
+
+    def said(name: str, fraction: Any) -> str:
+        if fraction.fraction is None:
+            return f"{name} -"
+        low, high = fraction.ci95
+        return f"{name} {100 * fraction.fraction:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
+
+    typer.echo(f"{done.path}: {d.leukocytes} leukocytes, {said('blasts', d.blast)}, {said('atypical', d.atypical)} -> {report}")
+    for warning in done.warnings:
+        log.warning("%s: %s", done.path, warning)
+
+
+def _print_failure(failure: SlideFailure, verbose: bool) -> None:
+    if isinstance(failure.error, SlidescreenError):
+        log.error("FAILED %s", failure.error)
+    else:
+        what = " ".join(str(failure.error).split())
+        log.error(
+            "FAILED %s: unforeseen %s (%s); run again with -v and report it",
+            failure.path,
+            type(failure.error).__name__,
+            what,
+        )
+    if verbose:
+        log.error("%s", "".join(traceback.format_exception(failure.error)).rstrip())
+
+
+class _Bars:
+    """One progress bar on a terminal; elsewhere a log line a minute."""
+
+    def __init__(self, plain: bool) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        if not plain and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = ("{task.description}", BarColumn(), TextColumn("{task.fields[cells]} cells"), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+
+    def __enter__(self) -> _Bars:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def start(self, path: Path) -> Progress:
+        log.info("%s: screening", path)
+        if self._bar is not None:
+            self._task = self._bar.add_task(path.name.replace("[", "\\["), total=None, cells=0)
+        told = time.monotonic()
+
+        def report(tiles: int, total: int, cells: int) -> None:
+            nonlocal told
+            if self._bar is not None:
+                self._bar.update(self._task, completed=tiles, total=total, cells=cells)
+            elif time.monotonic() - told > 60:
+                told = time.monotonic()
+                log.info("%s: %d of %d tiles searched, %d cells done", path, tiles, total, cells)
+
+        return report
+
+    def finish(self) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+
+
+def _start_log(verbose: bool, as_json: bool) -> None:
+    from slidescreen.logs import start_log
+
+    start_log(verbose=verbose, as_json=as_json)
+
+
+def _terminate(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: run a command and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except (UsageError, ModelError) as error:
+        code = _say(error, 2)
+    except SlidescreenError as error:
+        code = _say(error, 1)
+    except KeyboardInterrupt:
+        log.error("interrupted: finished scans are saved, nothing is half written; the same command goes on where it stopped")
+        code = 1
+    sys.exit(code)
+
+
+def _say(error: SlidescreenError, code: int) -> int:
+    log.error("%s", error)
+    log.debug("%s", "".join(traceback.format_exception(error)).rstrip())
+    return code

@@ -1,0 +1,94 @@
+"""Settings: those of the stages, composed; read from TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slidescreen.classify import ClassifySettings
+from slidescreen.detect import DetectSettings
+from slidescreen.differential import DifferentialSettings
+from slidescreen.errors import UsageError
+from slidescreen.monolayer import MonolayerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set, one table of the TOML file per stage."""
+
+    monolayer: MonolayerSettings = field(default_factory=MonolayerSettings)
+    detect: DetectSettings = field(default_factory=DetectSettings)
+    classify: ClassifySettings = field(default_factory=ClassifySettings)
+    differential: DifferentialSettings = field(default_factory=DifferentialSettings)
+
+    def __post_init__(self) -> None:
+        shares = [*dataclasses.asdict(self.differential).items(), ("max_unreadable", self.monolayer.max_unreadable)]
+        for name, value in shares:
+            if not 0 <= value <= 1:
+                raise UsageError(f"setting {name} = {value:g}: must lie in 0-1")
+        for name, value in dataclasses.asdict(self.detect).items():
+            if not value > 0:
+                raise UsageError(f"setting detect.{name} = {value:g}: must be positive")
+        if self.detect.stain_floor > self.detect.stain_ceiling:
+            raise UsageError("setting detect.stain_floor lies above detect.stain_ceiling")
+        if self.classify.batch_size < 0:
+            raise UsageError(f"--batch-size {self.classify.batch_size}: must be positive")
+
+    def result_settings(self) -> dict[str, Any]:
+        """The settings on which results depend, as plain values: all but device and batch size."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "classify"}
+
+
+def load_settings(path: Path) -> Settings:
+    """Settings from a TOML file; what it does not name keeps its default.
+
+    Raises UsageError naming the key that is unknown or of the wrong kind.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: settings cannot be read ({error.strerror}); check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML ({error})") from error
+    stages = {f.name: f.default_factory for f in dataclasses.fields(Settings)}
+    parts: dict[str, Any] = {}
+    for name, table in content.items():
+        _known(path, name, stages)
+        if not isinstance(table, dict):
+            raise UsageError(f"{path}: {name} must be a table, [{name}]")
+        parts[name] = _stage(path, name, typing.cast(Any, stages[name]), table)
+    return Settings(**parts)
+
+
+def _stage(path: Path, name: str, kind: Any, table: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        _known(path, key, hints, f"{name}.")
+        values[key] = _checked(f"{path}: {name}.{key}", hints[key], value)
+    return kind(**values)
+
+
+def _checked(what: str, hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise UsageError(f"{what} = {value!r}: must be one of {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or (hint is int and not isinstance(value, int)):
+        raise UsageError(f"{what} = {value!r}: must be a {'whole ' if hint is int else ''}number")
+    return hint(value)
+
+
+def _known(path: Path, name: str, names: typing.Iterable[str], prefix: str = "") -> None:
+    names = list(names)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(names)}"
+        raise UsageError(f"{path}: unknown setting {prefix}{name}; {hint}")

@@ -1,0 +1,180 @@
+"""Networks, model cards, weights that are checked before use, and the preprocessing that training and screening share.
+
+A model is a folder with `card.json` and `weights.safetensors`. Pickled weights are never loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+from torchvision.models import resnext50_32x4d
+
+from slidescreen.errors import ModelError
+from slidescreen.records import PATCH_UM, ModelInfo
+from slidescreen.taxonomy import CODES
+
+DEFAULT_MODEL: Final = "resnext50-seed"
+CARD: Final = "card.json"
+WEIGHTS: Final = "weights.safetensors"
+PICKLE_SUFFIXES: Final = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"})
+ARCHITECTURE: Final = "torchvision.models.resnext50_32x4d"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a model is and how it wants its input.
+
+    `classes`: the 15 codes in the order of the outputs. `patch_um`: side of the square it sees. `input_px`: side of the network's
+    input. `mean`, `std`: per RGB channel, of px / 255. `sha256` of the
+    weights file. `measured`: results on images that the
+    model had not seen, by name.
+    """
+
+    name: str
+    architecture: str
+    classes: tuple[str, ...]
+    patch_um: float
+    input_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    sha256: str
+    training_data: str
+    licence: str
+    measured: Mapping[str, float | str]
+
+    @property
+    def info(self) -> ModelInfo:
+        """What results record of the model."""
+        results = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.measured.items())
+        return ModelInfo(self.name, self.sha256, self.classes, results)
+
+
+def models_folder() -> Path:
+    """The folder of the models that come with slidescreen: in the installed package, else beside it in a source tree."""
+    installed = Path(str(resources.files("slidescreen"))) / "models"
+    return installed if installed.is_dir() else installed.parent.parent / "models"
+
+
+def find_model(name_or_folder: str) -> Path:
+    """The folder of a model, given its name or a path. Raises ModelError with the names there are."""
+    for folder in (Path(name_or_folder), models_folder() / name_or_folder):
+        if (folder / CARD).is_file():
+            return folder
+    if Path(name_or_folder).is_dir():
+        raise ModelError(f"{name_or_folder}: a model folder needs {CARD} and {WEIGHTS}; {CARD} is missing")
+    known = ", ".join(sorted(p.parent.name for p in models_folder().glob(f"*/{CARD}"))) or "none"
+    raise ModelError(f"{name_or_folder}: no such model; give a model folder or one of: {known}")
+
+
+def load_card(folder: Path) -> ModelCard:
+    """Read and check `card.json`. Raises ModelError naming the field that is wrong."""
+    path = folder / CARD
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read as a model card ({error}); install the model again") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path}: is not a model card; install the model again")
+    try:
+        card = _card(folder.resolve().name, data)
+    except KeyError as error:
+        raise ModelError(f"{path}: field {error} is missing; complete the card") from None
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: {error}; correct the card") from None
+    return card
+
+
+def _card(name: str, data: Mapping[str, Any]) -> ModelCard:
+    classes = tuple(str(c) for c in data["classes"])
+    if sorted(classes) != sorted(CODES):
+        missing = sorted(set(CODES) - set(classes))
+        extra = sorted(set(classes) - set(CODES))
+        raise ValueError(f"classes must be the 15 codes, each once (missing: {missing or 'none'}, unknown: {extra or 'none'})")
+    if data["architecture"] != ARCHITECTURE:
+        raise ValueError(f"architecture {data['architecture']!r} is not known (known: {ARCHITECTURE})")
+    if float(data["patch_um"]) != PATCH_UM:
+        raise ValueError(f"patch_um {data['patch_um']} must be {PATCH_UM}")
+    input_px = int(data["input_px"])
+    if not 32 <= input_px <= 1024:
+        raise ValueError(f"input_px {input_px} must lie in 32-1024")
+    return ModelCard(
+        name=str(data.get("name", name)),
+        architecture=ARCHITECTURE,
+        classes=classes,
+        patch_um=PATCH_UM,
+        input_px=input_px,
+        mean=_three(data["mean"], "mean", positive=False),
+        std=_three(data["std"], "std", positive=True),
+        sha256=str(data["sha256"]),
+        training_data=str(data["training_data"]),
+        licence=str(data["licence"]),
+        measured=dict(data["measured"]),
+    )
+
+
+def _three(values: Any, name: str, *, positive: bool) -> tuple[float, float, float]:
+    numbers = tuple(float(v) for v in values)
+    if len(numbers) != 3 or not all(math.isfinite(v) for v in numbers) or (positive and min(numbers) <= 0):
+        raise ValueError(f"{name} must be three {'positive ' if positive else ''}numbers")
+    return (numbers[0], numbers[1], numbers[2])
+
+
+def check_weights(folder: Path, card: ModelCard) -> Path:
+    """The weights file, after its sha256 was found to be the card's. Raises ModelError otherwise, or where the folder holds
+    pickled weights, which can run code when loaded."""
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLE_SUFFIXES)
+    if pickled:
+        raise ModelError(f"{folder}: holds {pickled[0]}, a pickle that can run code; remove it, only {WEIGHTS} is used")
+    path = folder / WEIGHTS
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); install the model again") from error
+    if found != card.sha256:
+        raise ModelError(
+            f"{path}: sha256 {found[:12]}... is not the card's {card.sha256[:12]}...; the weights were altered or damaged: "
+            "install the model again"
+        )
+    return path
+
+
+def load_network(folder: Path, card: ModelCard) -> nn.Module:
+    """The network with its weights, float32, in evaluation mode, on the CPU. Raises ModelError when they do not fit."""
+    path = check_weights(folder, card)
+    network: nn.Module = resnext50_32x4d(weights=None, num_classes=len(card.classes))
+    try:
+        state = {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
+        expected = network.state_dict()
+        for key, value in expected.items():
+            if key not in state and not key.endswith("num_batches_tracked"):
+                raise ModelError(f"{path}: layer {key} is missing; the weights are not of {card.architecture}")
+            if key in state and state[key].shape != value.shape:
+                raise ModelError(f"{path}: layer {key} has shape {tuple(state[key].shape)} in place of {tuple(value.shape)}")
+        network.load_state_dict(expected | state)
+    except (SafetensorError, RuntimeError) as error:
+        raise ModelError(f"{path}: is not a safetensors file of {card.architecture} ({error})") from error
+    network.eval()
+    return network
+
+
+def prepare(patches: torch.Tensor, card: ModelCard) -> torch.Tensor:
+    """(n, 400, 400, 3) uint8 RGB -> (n, 3, input_px, input_px) float32 as the card asks for it, on the same device."""
+    x = patches.permute(0, 3, 1, 2).float().div_(255)
+    if x.shape[-1] != card.input_px:
+        x = functional.interpolate(x, size=(card.input_px, card.input_px), mode="bilinear", antialias=True)
+    mean = torch.tensor(card.mean, device=x.device).view(1, 3, 1, 1)
+    std = torch.tensor(card.std, device=x.device).view(1, 3, 1, 1)
+    return (x - mean) / std

@@ -1,0 +1,78 @@
+"""Slide, cells -> Iterator[Patch]: 400 x 400 px = 29 um around each cell, as Matek et al. 2019 cut them.
+
+Cells come in the order of the finder's tiles, so that neighbours share the scan's blocks while these are still in the slide's
+cache; nothing is held here but the patch at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Final
+
+import cv2
+import numpy as np
+
+from slidescreen.geometry import Box, Point
+from slidescreen.records import PATCH_PX, PATCH_UM, Cell, Patch, RgbImage, Scale
+from slidescreen.slide import PixelState, Slide
+
+UM_PER_PX: Final = PATCH_UM / PATCH_PX
+LEVEL_TOLERANCE: Final = 1.02
+"""A level up to 2 % coarser than 0.0725 um/px still counts as fine enough."""
+
+
+def patch_level(slide: Slide, scale: Scale) -> int:
+    """The coarsest level that still has all the detail of 0.0725 um/px; level 0 where none has."""
+    fine = [i for i, level in enumerate(slide.levels) if scale.um_per_px * level.downsample <= LEVEL_TOLERANCE * UM_PER_PX]
+    return max(fine, key=lambda i: slide.levels[i].downsample, default=0)
+
+
+def cut_patches(slide: Slide, cells: Iterable[Cell], scale: Scale) -> Iterator[Patch]:
+    """The patch of every cell, in the order of the cells. Pixels beyond the scan are white.
+
+    A cell with px that cannot be decoded within its own box comes out refused ("unreadable pixels").
+    """
+    level = patch_level(slide, scale)
+    downsample = slide.levels[level].downsample
+    side = max(1, round(PATCH_UM / (scale.um_per_px * downsample)))
+    for cell in cells:
+        centre = Point(cell.centre.x / downsample, cell.centre.y / downsample)
+        region = Box.around(centre, side)
+        pixels = slide.read_pixels(region, level)
+        if cell.countable and (pixels.state == PixelState.UNREADABLE).any():
+            own = _scaled(cell.box, downsample).intersect(region)
+            near = pixels.state[own.y - region.y : own.bottom - region.y, own.x - region.x : own.right - region.x]
+            if (near == PixelState.UNREADABLE).any():
+                cell = replace(cell, refusal="unreadable pixels")
+        yield Patch(cell, resample(pixels.rgb))
+
+
+def resample(square: RgbImage) -> RgbImage:
+    """A square of 29 um, (s, s, 3) uint8 of any s -> (400, 400, 3): averaging areas when it shrinks, cubic when it grows."""
+    if square.shape[0] == PATCH_PX:
+        return square
+    method = cv2.INTER_AREA if square.shape[0] > PATCH_PX else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(square, (PATCH_PX, PATCH_PX), interpolation=method), np.uint8)
+
+
+def patch_of_image(image: RgbImage, um_per_px: float) -> RgbImage:
+    """The central 29 um of an image of one cell, (h, w, 3) uint8 -> (400, 400, 3); white where the image is smaller."""
+    side = max(1, round(PATCH_UM / um_per_px))
+    height, width = image.shape[:2]
+    box = Box.around(Point(width / 2, height / 2), side)
+    inside = box.intersect(Box(0, 0, width, height))
+    square = np.full((side, side, 3), 255, np.uint8)
+    square[inside.y - box.y : inside.bottom - box.y, inside.x - box.x : inside.right - box.x] = image[
+        inside.y : inside.bottom, inside.x : inside.right
+    ]
+    return resample(square)
+
+
+def _scaled(box: Box, downsample: float) -> Box:
+    return Box(
+        int(box.x // downsample),
+        int(box.y // downsample),
+        max(1, round(box.width / downsample)),
+        max(1, round(box.height / downsample)),
+    )

@@ -1,0 +1,228 @@
+"""The frozen records that travel between the stages. Only `Patch` carries pixels of single cells."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidescreen.geometry import Box, Point, Size
+
+Status = Literal["typed", "unsure", "edge", "rejected"]
+"""typed: counted. unsure: best probability below `min_probability`, shown and not counted. edge: cut by the border of the
+scan, listed and not counted. rejected: a stained body refused as no leukocyte, or one whose pixels cannot be read."""
+
+PATCH_PX: Final = 400
+PATCH_UM: Final = 29.0
+"""Side of a patch: the native 0.0725 um/px of Matek et al. 2019."""
+
+RgbImage = NDArray[np.uint8]
+"""(H, W, 3) uint8, RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """um per level-0 px and where the number was read ("--um-per-px", a property or a tag)."""
+
+    um_per_px: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class SlideInfo:
+    """What identifies a scan. `fingerprint` depends on the content only, not on path or time."""
+
+    path: str
+    id: str
+    vendor: str
+    size: Size
+    scale: Scale
+    fingerprint: str
+    reader: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A piece of the working level. `core` boxes tile the level without overlap; `window` is the core plus the halo,
+    clipped to the level. Both in px of the working grid (`slide.Grid`)."""
+
+    core: Box
+    window: Box
+
+
+class Area(enum.IntEnum):
+    """Codes of an area map."""
+
+    UNSCANNED = 0
+    EMPTY = 1
+    SCREENED = 2
+    UNREADABLE = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overview:
+    """The scan at a glance. `image` (h, w, 3) uint8 RGB and `area` (h, w) uint8 of `Area` codes cover the whole
+    scan and have the same shape; `downsample` is level-0 px per overview px."""
+
+    image: RgbImage
+    area: NDArray[np.uint8]
+    downsample: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AreaMap:
+    """`blocks` (rows, columns) uint8 of `Area`, each block `block_px` level-0 px wide and high (the last ones may reach
+    beyond the scan). `area_mm2`: scanned, screened, empty, unscanned, unreadable in mm^2, exact to the low level's px."""
+
+    blocks: NDArray[np.uint8]
+    block_px: float
+    area_mm2: Mapping[str, float]
+    overview: Overview
+
+    def screened(self, x: float, y: float) -> bool:
+        """Whether the level-0 point lies in a screened block."""
+        row, column = int(y / self.block_px), int(x / self.block_px)
+        rows, columns = self.blocks.shape
+        inside = 0 <= row < rows and 0 <= column < columns
+        return inside and bool(self.blocks[row, column] == Area.SCREENED)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One stained body. `centre` and `box` in level-0 px; `box` encloses the nucleus plus a margin for cytoplasm.
+
+    `nucleus_um2` is the stained nuclear area. `refusal` is empty, or says why the body is no leukocyte to be typed.
+    `edge` tells that the border of the scan cuts it.
+    """
+
+    centre: Point
+    box: Box
+    nucleus_um2: float
+    edge: bool = False
+    refusal: str = ""
+
+    @property
+    def countable(self) -> bool:
+        """Whether the classifier is asked about it."""
+        return not self.edge and not self.refusal
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Patch:
+    """A cell and its 29 um x 29 um surroundings, (400, 400, 3) uint8 RGB, white beyond the scan."""
+
+    cell: Cell
+    pixels: RgbImage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """A cell and its class probabilities, (15,) float32 summing to 1 in the model's class order; None when not asked."""
+
+    cell: Cell
+    probabilities: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScreenedCell:
+    """A cell as it is reported. `id` counts from 1 in the order of the output files; row `id - 1` there.
+
+    `label` is the class code of highest probability, "" for edge and rejected cells, whose probabilities are None.
+    """
+
+    id: int
+    cell: Cell
+    status: Status
+    label: str
+    probabilities: NDArray[np.float32] | None
+    p_blast: float | None
+    p_atypical: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fraction:
+    """`count` of `total` cells with probability >= `threshold`.
+
+    `fraction` and the 95 % Clopper-Pearson limits `ci95` lie in [0, 1]; with `total` 0 they and the mean probability
+    (over the same `total` cells) are None: there is no percentage of nothing.
+    """
+
+    count: int
+    total: int
+    threshold: float
+    fraction: float | None
+    ci95: tuple[float, float] | None
+    mean_probability: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Differential:
+    """The count of one slide.
+
+    `counts`: typed cells per class code, all 15 codes. `leukocytes`: typed cells without smudge cells and erythroblasts.
+    `percent` and `percent_ci95`: per leukocyte class, of `leukocytes`, in percent; None where there are no leukocytes.
+    `blast` is over leukocytes, `atypical` over nucleated cells (all typed but smudge cells).
+    `nrbc_per_100_wbc`, `smudge_per_100_wbc`: None where there are no leukocytes.
+    """
+
+    counts: Mapping[str, int]
+    leukocytes: int
+    percent: Mapping[str, float | None]
+    percent_ci95: Mapping[str, tuple[float, float] | None]
+    blast: Fraction
+    atypical: Fraction
+    nrbc_per_100_wbc: float | None
+    smudge_per_100_wbc: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What typed the cells: the model's name, the sha256 of its weights, its class order, one line on how it was measured."""
+
+    name: str
+    sha256: str
+    classes: tuple[str, ...]
+    measured: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlideResult:
+    """Everything that is stored and reported of one slide.
+
+    `area_mm2`: area per class in mm^2, keys scanned, screened, empty, unscanned, unreadable; scanned = screened + empty +
+    unreadable. `settings`: the effective settings as plain values. `timings_s`: seconds per stage; stages overlap, so they add
+    up to more than "total".
+    """
+
+    slide: SlideInfo
+    model: ModelInfo
+    area_mm2: Mapping[str, float]
+    cells: tuple[ScreenedCell, ...]
+    differential: Differential
+    overview: Overview
+    settings: Mapping[str, Any]
+    version: str
+    created: str
+    device: str
+    timings_s: Mapping[str, float]
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def cell_counts(self) -> dict[str, int]:
+        """Found = typed + unsure + edge + rejected."""
+        statuses = [c.status for c in self.cells]
+        counts = {s: statuses.count(s) for s in ("typed", "unsure", "edge", "rejected")}
+        return {"found": len(statuses), **counts}
+
+    @property
+    def refusals(self) -> dict[str, int]:
+        """Rejected cells by reason."""
+        reasons: dict[str, int] = {}
+        for c in self.cells:
+            if c.status == "rejected":
+                reasons[c.cell.refusal] = reasons.get(c.cell.refusal, 0) + 1
+        return reasons

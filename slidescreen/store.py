@@ -1,0 +1,362 @@
+"""SlideResult <-> folder. The only module that knows the file formats of results.
+
+A result is written to a hidden sibling of its folder and renamed when complete. What a killed run leaves is recognised by its
+name and removed, or, where a finished result had been moved aside for a new one, put back, by the next run.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TextIO
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from slidescreen.errors import OutputError
+from slidescreen.records import PATCH_PX, Fraction, Patch, ScreenedCell, SlideResult
+from slidescreen.taxonomy import BY_CODE, CODES
+
+SUMMARY: Final = "summary.json"
+CELLS_CSV: Final = "cells.csv"
+CELLS_PARQUET: Final = "cells.parquet"
+CELLS_GEOJSON: Final = "cells.geojson"
+PATCHES: Final = "patches.zarr"
+REPORT: Final = "report.html"
+OVERVIEW: Final = "overview.jpg"
+
+SHARD: Final = 64
+STEM_BYTES: Final = 120
+"""Patches per file of `patches.zarr`; each patch is a chunk of its own in it."""
+
+COLUMNS: Final = (
+    *("cell_id", "x_px", "y_px", "xmin_px", "ymin_px", "xmax_px", "ymax_px", "status", "label"),
+    *(f"p_{code}" for code in CODES),
+    *("p_blast", "p_atypical", "reason", "nucleus_um2"),
+)
+
+Row = dict[str, str | int | float | None]
+
+
+def slide_id(path: Path, fingerprint: str) -> str:
+    """File stem, cut to 120 bytes, plus 8 hex digits of the fingerprint."""
+    stem = path.stem.encode("utf-8", "surrogateescape")[:STEM_BYTES].decode("utf-8", "ignore").strip() or "slide"
+    return f"{stem.lstrip('.') or 'slide'}-{fingerprint[:8]}"
+
+
+class ResultFolder:
+    """A result in the making: `OUT/.<slide-id>.partial-<host>-<pid>`. Leaving the `with` block without `commit` removes it.
+
+    Raises OutputError when the folder cannot be made.
+    """
+
+    def __init__(self, out: Path, slide_id: str) -> None:
+        self.final = out / slide_id
+        self.path = out / f".{slide_id}.partial-{socket.gethostname()}-{os.getpid()}"
+        try:
+            self.path.mkdir(parents=True)
+        except OSError as error:
+            raise _output_error(out, error) from error
+        self._patches = PatchWriter(self.path / PATCHES)
+        self._kept: list[Path] = []
+
+    def keep_patches(self, patches: Iterable[Patch]) -> Iterator[Patch]:
+        """Write each patch in passing, in order."""
+        for patch in patches:
+            try:
+                self._patches.append(patch.pixels)
+            except OSError as error:
+                raise _output_error(self.path, error) from error
+            yield patch
+
+    def finish_patches(self) -> zarr.Array[Any]:
+        """All patches, (n, 400, 400, 3) uint8, after the last was kept."""
+        return self._patches.close()
+
+    def write(
+        self,
+        result: SlideResult,
+        render: Callable[[SlideResult, Sequence[NDArray[np.uint8]]], str],
+        *,
+        patches: bool,
+    ) -> None:
+        """Write every file of the contract; `patches=False` drops the patch store once the report has been drawn from it."""
+        stored: Any = self.finish_patches()
+        try:
+            (self.path / REPORT).write_text(render(result, stored), encoding="utf-8")
+            _write_json(self.path / SUMMARY, summary(result))
+            _write_tables(self.path, result)
+            _write_geojson(self.path / CELLS_GEOJSON, result)
+            quality = [cv2.IMWRITE_JPEG_QUALITY, 88]
+            _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(result.overview.image, cv2.COLOR_RGB2BGR), quality)
+            (self.path / OVERVIEW).write_bytes(jpeg.tobytes())
+            if not patches:
+                shutil.rmtree(self.path / PATCHES)
+        except OSError as error:
+            raise _output_error(self.path, error) from error
+
+    def commit(self) -> Path:
+        """Put the result in its place; an older one stays whole until that moment."""
+        old = self.final.with_name(f".{self.final.name}.old")
+        try:
+            if self.final.exists():
+                self.final.rename(old)
+            self.path.rename(self.final)
+        except OSError as error:
+            if old.exists() and not self.final.exists():
+                old.rename(self.final)
+            raise _output_error(self.final, error) from error
+        shutil.rmtree(old, ignore_errors=True)
+        return self.final
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class PatchWriter:
+    """Appends patches to a Zarr array; holds at most one shard (64 patches, 31 MB)."""
+
+    def __init__(self, path: Path) -> None:
+        side = (PATCH_PX, PATCH_PX, 3)
+        self._array = zarr.create_array(
+            store=str(path),
+            shape=(0, *side),
+            chunks=(1, *side),
+            shards=(SHARD, *side),
+            dtype="uint8",
+            compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
+            attributes={"description": "29 um x 29 um around each cell, RGB, row i is line i of cells.csv"},
+        )
+        self._held: list[NDArray[np.uint8]] = []
+        self._written = 0
+
+    def append(self, pixels: NDArray[np.uint8]) -> None:
+        """Add one (400, 400, 3) uint8 patch."""
+        self._held.append(pixels)
+        if len(self._held) == SHARD:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._held:
+            return
+        end = self._written + len(self._held)
+        self._array.resize((end, PATCH_PX, PATCH_PX, 3))
+        self._array[self._written : end] = np.stack(self._held)
+        self._written = end
+        self._held = []
+
+    def close(self) -> zarr.Array[Any]:
+        """Write what is held and give the array back."""
+        self._flush()
+        return self._array
+
+
+def clean_up(out: Path, slide_id: str) -> None:
+    """Undo what a killed run of this host left of this slide: remove half results, put a moved-aside result back."""
+    old = out / f".{slide_id}.old"
+    if old.is_dir():
+        if (out / slide_id).exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(out / slide_id)
+    prefix = f".{slide_id}.partial-{socket.gethostname()}-"
+    for entry in list(out.iterdir()) if out.is_dir() else []:
+        pid = entry.name.removeprefix(prefix)
+        if entry.name.startswith(prefix) and pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+def is_current(
+    folder: Path, *, fingerprint: str, um_per_px: float, sha256: str, settings: Mapping[str, Any], version: str
+) -> bool:
+    """Whether the stored result was made of the same scan at the same scale, by the same model, settings and version."""
+    try:
+        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        same = {
+            "fingerprint": found["slide"]["fingerprint"] == fingerprint,
+            "scale": found["slide"]["um_per_px"] == um_per_px,
+            "model": found["model"]["sha256"] == sha256,
+            "settings": found["settings"] == json.loads(json.dumps(settings)),
+            "version": found["version"] == version,
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return all(same.values()) and (folder / REPORT).is_file()
+
+
+def summary(result: SlideResult) -> dict[str, Any]:
+    """The content of `summary.json`. Fractions lie in [0, 1], percentages in [0, 100]; null where nothing divides."""
+    s, d = result.slide, result.differential
+    return {
+        "slide": {
+            "path": s.path,
+            "id": s.id,
+            "vendor": s.vendor,
+            "reader": s.reader,
+            "width_px": s.size.width,
+            "height_px": s.size.height,
+            "um_per_px": s.scale.um_per_px,
+            "um_per_px_source": s.scale.source,
+            "fingerprint": s.fingerprint,
+        },
+        "model": {"name": result.model.name, "sha256": result.model.sha256},
+        "status": "ok" if d.leukocytes else "no_leukocytes",
+        "area_mm2": dict(result.area_mm2),
+        "cells": result.cell_counts,
+        "rejected_because": result.refusals,
+        "counts": dict(d.counts),
+        "leukocytes": d.leukocytes,
+        "differential_percent": dict(d.percent),
+        "differential_percent_ci95": {k: list(v) if v else None for k, v in d.percent_ci95.items()},
+        "blast": _fraction(d.blast),
+        "atypical": _fraction(d.atypical),
+        "nrbc_per_100_wbc": d.nrbc_per_100_wbc,
+        "smudge_per_100_wbc": d.smudge_per_100_wbc,
+        "settings": dict(result.settings),
+        "device": result.device,
+        "version": result.version,
+        "created": result.created,
+        "timings_s": {k: round(v, 3) for k, v in result.timings_s.items()},
+        "warnings": list(result.warnings),
+    }
+
+
+def _fraction(fraction: Fraction) -> dict[str, Any]:
+    return {
+        "count": fraction.count,
+        "of": fraction.total,
+        "fraction": fraction.fraction,
+        "ci95": list(fraction.ci95) if fraction.ci95 else None,
+        "threshold": fraction.threshold,
+        "mean_probability": fraction.mean_probability,
+    }
+
+
+def row(cell: ScreenedCell, classes: Sequence[str]) -> Row:
+    """A cell as a line of `cells.csv`; positions in level-0 px, empty probabilities where the cell was not typed."""
+    c = cell.cell
+    p = None if cell.probabilities is None else dict(zip(classes, cell.probabilities.tolist(), strict=True))
+    return {
+        "cell_id": cell.id,
+        "x_px": round(c.centre.x, 1),
+        "y_px": round(c.centre.y, 1),
+        "xmin_px": c.box.x,
+        "ymin_px": c.box.y,
+        "xmax_px": c.box.right,
+        "ymax_px": c.box.bottom,
+        "status": cell.status,
+        "label": cell.label,
+        **{f"p_{code}": _rounded(p[code] if p else None) for code in CODES},
+        "p_blast": _rounded(cell.p_blast),
+        "p_atypical": _rounded(cell.p_atypical),
+        "reason": c.refusal,
+        "nucleus_um2": round(c.nucleus_um2, 1),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def write_predictions(path: Path, rows: Iterable[tuple[str, Mapping[str, float], str, float, float]]) -> int:
+    """`predictions.csv`: (file, probability per code, label, P_blast, P_atypical) per line. Returns the number of lines.
+
+    Written beside its place and renamed when complete. Raises OutputError when it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    number = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["file", "label", *(f"p_{c}" for c in CODES), "p_blast", "p_atypical"])
+            for name, p, label, blast, atypical in rows:
+                writer.writerow([name, label, *(f"{p[c]:.6f}" for c in CODES), f"{blast:.6f}", f"{atypical:.6f}"])
+                number += 1
+        partial.replace(path)
+    except OSError as error:
+        raise _output_error(path, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return number
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _write_tables(folder: Path, result: SlideResult) -> None:
+    rows = [row(cell, result.model.classes) for cell in result.cells]
+    with (folder / CELLS_CSV).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    kinds: dict[str, pa.DataType] = {name: pa.float64() for name in COLUMNS}
+    kinds |= {name: pa.int64() for name in ("cell_id", "xmin_px", "ymin_px", "xmax_px", "ymax_px")}
+    kinds |= {name: pa.string() for name in ("status", "label", "reason")}
+    schema = pa.schema([(name, kinds[name]) for name in COLUMNS])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / CELLS_PARQUET)
+
+
+def _write_geojson(path: Path, result: SlideResult) -> None:
+    """One feature a line, so that the file is written and can be read as a stream."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        _write_features(file, result)
+        file.write("\n]}\n")
+
+
+def _write_features(file: TextIO, result: SlideResult) -> None:
+    namespace = uuid.uuid5(uuid.NAMESPACE_OID, result.slide.fingerprint)
+    for i, cell in enumerate(result.cells):
+        b = cell.cell.box
+        ring = [[b.x, b.y], [b.right, b.y], [b.right, b.bottom], [b.x, b.bottom], [b.x, b.y]]
+        known = cell.status in ("typed", "unsure")
+        kind = BY_CODE[cell.label] if known else None
+        colour = [int(kind.colour[k : k + 2], 16) for k in (1, 3, 5)] if kind else [128, 128, 128]
+        name = kind.name if kind and cell.status == "typed" else f"Unsure: {kind.name}" if kind else cell.status.capitalize()
+        measured = {"P blast": cell.p_blast, "P atypical": cell.p_atypical, "Nucleus area um^2": cell.cell.nucleus_um2}
+        feature = {
+            "type": "Feature",
+            "id": str(uuid.uuid5(namespace, str(cell.id))),
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "properties": {
+                "objectType": "detection",
+                "name": str(cell.id),
+                "classification": {"name": name, "color": colour},
+                "measurements": {k: round(v, 6) for k, v in measured.items() if v is not None},
+            },
+        }
+        file.write((",\n" if i else "\n") + json.dumps(feature, ensure_ascii=False))
+
+
+def _output_error(path: Path, error: OSError) -> OutputError:
+    reason = error.strerror or str(error)
+    return OutputError(
+        f"{path}: cannot be written ({reason}); choose another output folder with -o, or free space and check permissions"
+    )
