@@ -5,8 +5,8 @@ tile owns a body: the one whose core holds its centre.
 
 The detector here knows colours only. Optical densities are taken relative to the slide's own glass and red cells, so that
 white balance and stain strength drop out; of each px the part that red cells cannot explain is nuclear stain (colour
-deconvolution in the spirit of Ruifrok and Johnston 2001, with the red cells as the measured second stain). Nuclear stain above a
-threshold is a nucleus; lobes are joined, touching nuclei split at the waist (watershed on the distance to the border),
+deconvolution in the spirit of Ruifrok and Johnston 2001, with the red cells as the measured second stain). Nuclear stain above
+a threshold is a nucleus; lobes are joined, touching nuclei split at the waist (watershed on the distance to the border),
 platelets and precipitate refused by size.
 """
 

@@ -36,10 +36,9 @@ ARCHITECTURE: Final = "torchvision.models.resnext50_32x4d"
 class ModelCard:
     """What a model is and how it wants its input.
 
-    `classes`: the 15 codes in the order of the outputs. `patch_um`: side of the square it sees. `input_px`: side of the network's
-    input. `mean`, `std`: per RGB channel, of px / 255. `sha256` of the
-    weights file. `measured`: results on images that the
-    model had not seen, by name.
+    `classes`: the 15 codes in the order of the outputs. `patch_um`: side of the square it sees. `input_px`: side of the
+    network's input. `mean`, `std`: per RGB channel, of px / 255. `sha256` of the weights file. `measured`: results on images
+    that the model had not seen, by name.
     """
 
     name: str
