@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -85,7 +86,7 @@ class AreaMap:
 
     def screened(self, x: float, y: float) -> bool:
         """Whether the level-0 point lies in a screened block."""
-        row, column = int(y / self.block_px), int(x / self.block_px)
+        row, column = math.floor(y / self.block_px), math.floor(x / self.block_px)
         rows, columns = self.blocks.shape
         inside = 0 <= row < rows and 0 <= column < columns
         return inside and bool(self.blocks[row, column] == Area.SCREENED)
