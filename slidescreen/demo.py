@@ -162,7 +162,11 @@ def _page_options(um_per_px: float | None, level: int, quality: int) -> dict[str
 
 
 def _temporary(path: Path) -> Path:
-    """A hidden sibling to write to first."""
+    """Where `path` is written before it is renamed; makes the folder. Raises OutputError when it cannot be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent}: cannot be made ({error.strerror}); choose another folder") from error
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 

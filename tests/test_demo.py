@@ -142,9 +142,10 @@ def test_a_pyramid_has_a_level(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_where_it_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "folder.tif").mkdir()
     with pytest.raises(OutputError, match="cannot be written"):
-        write_pyramid(tmp_path / "missing" / "smear.tif", np.zeros((10, 10, 3), np.uint8), None)
-    assert not list(tmp_path.iterdir())
+        write_pyramid(tmp_path / "folder.tif", np.zeros((10, 10, 3), np.uint8), None)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder.tif"]
 
 
 def test_demo_writes_scan_and_truth(tmp_path: Path) -> None:
@@ -157,3 +158,11 @@ def test_demo_writes_scan_and_truth(tmp_path: Path) -> None:
     first, box = truth["cells"][0], cells[0].box
     assert [first[k] for k in ("xmin", "ymin", "xmax", "ymax")] == [box.x, box.y, box.right, box.bottom]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.json", "demo.tif"]
+
+
+def test_folders_are_made_and_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    image = np.full((64, 64, 3), 200, np.uint8)
+    write_pyramid(tmp_path / "new" / "deep" / "a.tif", image, 0.1)
+    assert (tmp_path / "new" / "deep" / "a.tif").is_file()
+    with pytest.raises(OutputError, match="cannot be made"):
+        write_pyramid(tmp_path / "new" / "deep" / "a.tif" / "b.tif", image, 0.1)
