@@ -42,6 +42,8 @@ MIN_BLUE_OD: Final = 0.04
 """Fainter edges are noise."""
 NUCLEAR_RATIO: Final = 1.6
 """Optical density of red over blue: red cells measure 0.4-1.5 on four cameras, leukocytes 1.8-3."""
+MOST_RED_OD: Final = 0.65
+"""Darker bodies are nuclei or precipitate."""
 MIN_SOLIDITY: Final = 0.93
 MIN_ASPECT: Final = 0.66
 """A body's area over its convex hull's, its shorter axis over its longer: less is not one round cell."""
@@ -49,6 +51,8 @@ MODE_WIDTH: Final = 0.22
 """Cells within this share of the mode's diameter are its cells."""
 MIN_SHARE: Final = 0.4
 """Least share of the area of all round bodies that the mode's cells make up."""
+MIN_COVER: Final = 0.005
+"""Least share of the area looked at that the mode's cells cover: fewer are no smear but specks. Composed smears: 1-8 %."""
 
 FOOT: Final = 0.24
 """A cell's edge is where blue reaches this share of its rim's density: chosen on training fields of four cameras, so that
@@ -75,7 +79,8 @@ def measure_scale(slide: Slide) -> RulerReading | None:
         return None
     near = np.abs(np.log(diameter / mode)) < MODE_WIDTH
     cells = diameter[near]
-    if len(cells) < MIN_CELLS or cover[near].sum() < MIN_SHARE * cover.sum():
+    covered = float(cover[near].sum())
+    if len(cells) < MIN_CELLS or covered < max(MIN_COVER * 4 / math.pi, MIN_SHARE * float(cover.sum())):
         return None
     middle = _median(cells, weight[near])
     error = 1.96 * 1.2533 * float(cells.std()) / math.sqrt(len(cells))  # 1.2533: standard error of a median
@@ -99,7 +104,7 @@ def _mode(diameter: _Sizes, cover: _Sizes) -> float | None:
 
 
 def _octave(slide: Slide, octave: int) -> tuple[_Sizes, float]:
-    """Diameters, in level-0 px, of the round bodies of one octave, and the area looked at in level-0 px^2."""
+    """Diameters of the round bodies of one octave, in level-0 px, and the area of the windows that hold some."""
     grid = choose_grid(slide, octave)
     least, most = (value * octave / grid.downsample for value in (LEAST_PX if octave > 1 else FINEST_PX, MOST_PX))
     sizes: list[float] = []
@@ -107,10 +112,10 @@ def _octave(slide: Slide, octave: int) -> tuple[_Sizes, float]:
     for box in _windows(grid):
         pixels = read_grid(slide, grid, box)
         unseen = pixels.state != PixelState.SCANNED
-        if unseen.all():
-            continue
-        area += box.width * box.height * grid.downsample**2
-        sizes += round_bodies(pixels.rgb, unseen, least, most)
+        bodies = [] if unseen.all() else round_bodies(pixels.rgb, unseen, least, most)
+        if bodies:
+            area += box.width * box.height * grid.downsample**2
+        sizes += bodies
         if len(sizes) >= ENOUGH_CELLS:
             break
     return np.array(sizes) * grid.downsample, area
@@ -192,7 +197,7 @@ def _diameter(outline: Any, density: _Densities, least: float, most: float) -> f
     body = np.zeros(around.shape[:2], np.uint8)
     cv2.drawContours(body, [outline - [left, top]], -1, 1, -1)
     red, _, blue = np.median(around[body > 0], axis=0)
-    return None if red >= NUCLEAR_RATIO * blue else _at_the_foot(around[..., 2], body, reach)
+    return None if red >= min(NUCLEAR_RATIO * blue, MOST_RED_OD) else _at_the_foot(around[..., 2], body, reach)
 
 
 def _at_the_foot(blue: _Densities, body: NDArray[np.uint8], reach: int) -> float:

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from slidescreen.records import RgbImage
 from slidescreen.slide import Pixels, PixelState
 
-GROUND_REACH_UM: Final = 50.0
-DARKEST_GROUND: Final = 0.8
+GROUND_REACH_UM: Final = 14.0
+DARKEST_GROUND: Final = 0.7
 """Ground is taken to be no darker than this share of the scan's glass: in a thick area no ground is in sight."""
-STAINED: Final = 0.4
+STAINED: Final = 0.5
 OVERLAP: Final = 1.5
 PALLOR: Final = 0.2
-"""A px is stained from 0.4 of a typical red cell's density on, of overlapping cells from 1.5; pallor is a dip by 0.2."""
+"""A px is stained from half of a typical red cell's density on, of overlapping cells from 1.5; pallor is a dip by 0.2."""
 FAINT_OD: Final = 0.07
 """Any px denser than this in some channel is not glass."""
 NUCLEAR_OD: Final = 0.3
@@ -108,7 +108,7 @@ def fill_colour(pixels: Pixels) -> NDArray[np.bool_]:
 
 
 def _ground(rgb: RgbImage, um_per_px: float, look: Look) -> _Floats:
-    """(h, w, 3) log of the lightest colour within 50 um, not darker than 80 % of the scan's glass."""
+    """(h, w, 3) log of the lightest colour within 14 um, not darker than 70 % of the scan's glass."""
     height, width = rgb.shape[:2]
     coarse = max(1, round(4 / um_per_px))
     size = (math.ceil(width / coarse), math.ceil(height / coarse))

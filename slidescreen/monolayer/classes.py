@@ -29,11 +29,14 @@ CROWDED_GROUND, CROWDED_OVERLAP = 0.3, 0.4
 BARE_COVER: Final = 0.04
 THIN_COVER, THIN_PALLOR = 0.12, 0.04
 """Too thin: stain on less than 4 % of the area, or on less than 12 % with pallor on less than 4 % of the stain."""
-BLURRED_UM: Final = 1.2
-"""Out of focus: edges wider than this, as the standard deviation of a Gaussian blur."""
+BLURRED_UM: Final = 0.85
+"""Out of focus: edges wider than this, measured by `edge_blur_um`. Sharp and soft cameras, a phone among them, measure
+0.2-0.45 um; smears blurred by a Gaussian of 1.5-2 um, 1.0-1.3."""
 INK_SHARE: Final = 0.95
 INK_AROUND: Final = 0.7
-"""Ink: opaque on 95 % of a block and on 70 % of its neighbourhood of 3 x 3; nuclei leave gaps, even in a sheet of blasts."""
+INK_BORDER: Final = 0.05
+"""Ink: opaque on 95 % of a block and on 70 % of its neighbourhood of 3 x 3; nuclei leave gaps, even in a sheet of
+blasts. Beside such blocks, those with 5 % opaque are the mark's border."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +64,11 @@ def classify_blocks(sums: NDArray[np.float32], um_per_px: float) -> NDArray[np.u
     codes[sparse & (nuclei < NUCLEI)] = Area.TOO_THIN
     codes[crowded & (nuclei < NUCLEI)] = Area.TOO_THICK
     codes[edge_blur_um(near["sharp"], near["reblurred"], um_per_px) > BLURRED_UM] = Area.OUT_OF_FOCUS
-    codes[_ink(here, some)] = Area.INK
-    foreign = here["faint"] > EMPTY_SHARE * np.maximum(here["scanned"], 1)
+    ink = _ink(here, some)
+    foreign = (here["faint"] > EMPTY_SHARE * np.maximum(here["scanned"], 1)) & ~ink
     beside = cv2.dilate((foreign & some).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     codes[~beside] = Area.EMPTY
+    codes[ink] = Area.INK
     codes[~some] = np.where(here["unreadable"] >= here["unscanned"], Area.UNREADABLE, Area.UNSCANNED)[~some]
     return codes
 
@@ -81,9 +85,12 @@ def edge_blur_um(sharp: NDArray[np.float32], reblurred: NDArray[np.float32], um_
 
 
 def _ink(here: dict[str, NDArray[np.float32]], some: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The blocks inside a mark, and those of its border, at most two blocks further out."""
     opaque, scanned = here["opaque"], np.maximum(here["scanned"], 1)
-    core = (opaque > INK_SHARE * scanned) & (_around(opaque, 3) > INK_AROUND * _around(scanned, 3)) & some
-    return np.asarray(core)
+    ink = (opaque > INK_SHARE * scanned) & (_around(opaque, 3) > INK_AROUND * _around(scanned, 3)) & some
+    for _ in range(2):
+        ink = (cv2.dilate(ink.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & (opaque > INK_BORDER * scanned) & some
+    return np.asarray(ink)
 
 
 def _around(layer: NDArray[np.float32], side: int) -> NDArray[np.float32]:
