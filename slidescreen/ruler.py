@@ -162,7 +162,7 @@ def _local_levels(density: _Densities, unseen: NDArray[np.bool_], side: int) -> 
         here = np.s_[
             max(0, y - side // 4) : y + height // rows + side // 4, max(0, x - side // 4) : x + width // columns + side // 4
         ]
-        values = density[here][~unseen[here]]
+        values = density[here][::2, ::2][~unseen[here][::2, ::2]]
         if len(values):
             levels = np.clip(values[:, 2] * 100, 0, 255).astype(np.uint8)
             otsu, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_OTSU)

@@ -75,7 +75,7 @@ def map_area(slide: Slide, scale: Scale, settings: MonolayerSettings) -> AreaMap
     codes = classify_blocks(survey.sums, um_per_px * coarse)
     _require_readable(slide, survey.states, settings)
     screened = _screened(codes, side * grid.downsample, settings)
-    areas = _areas(survey.states, codes, screened, um_per_px)
+    areas = _areas(survey.states, codes, screened, area_mm2(slide.size.area, scale.um_per_px))
     check_areas(areas)
     overview = _overview(survey, codes, screened, grid.downsample * reduce)
     return AreaMap(codes, screened, side * grid.downsample, areas, overview)
@@ -146,7 +146,7 @@ def _screened(codes: _Codes, block_px: float, settings: MonolayerSettings) -> ND
     return np.asarray(seen if settings.aoi == "all" else seen & blocks_in(settings.polygons, codes.shape, block_px))
 
 
-def _areas(states: NDArray[np.int64], codes: _Codes, screened: NDArray[np.bool_], um_per_px: float) -> dict[str, float]:
+def _areas(states: NDArray[np.int64], codes: _Codes, screened: NDArray[np.bool_], frame_mm2: float) -> dict[str, float]:
     scanned = states[PixelState.SCANNED]
     px = {kind.key: int(scanned[codes == kind].sum()) for kind in Area}
     px["unscanned"] = int(states[PixelState.UNSCANNED].sum())
@@ -154,7 +154,7 @@ def _areas(states: NDArray[np.int64], codes: _Codes, screened: NDArray[np.bool_]
     px["scanned"] = int(scanned.sum()) + px["unreadable"]
     px["screened"] = int(scanned[screened].sum())
     px["not_screened"] = px["scanned"] - px["screened"]
-    return {name: area_mm2(count, um_per_px) for name, count in px.items()}
+    return {name: frame_mm2 * count / int(states.sum()) for name, count in px.items()}
 
 
 def _overview(survey: _Survey, codes: _Codes, screened: NDArray[np.bool_], downsample: float) -> Overview:

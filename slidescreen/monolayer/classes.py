@@ -24,8 +24,8 @@ EMPTY_SHARE: Final = 0.015
 NUCLEI: Final = 0.2
 """Share of the stain that is nuclear from which on an area is neither too thick nor too thin."""
 SHEET_GROUND: Final = 0.12
-CROWDED_GROUND, CROWDED_OVERLAP = 0.3, 0.4
-"""Too thick: ground on less than 12 % of the area, or on less than 30 % with 40 % of the stain overlapping."""
+CROWDED_GROUND, CROWDED_OVERLAP = 0.25, 0.45
+"""Too thick: ground on less than 12 % of the area, or on less than 25 % with 45 % of the stain overlapping."""
 BARE_COVER: Final = 0.04
 THIN_COVER, THIN_PALLOR = 0.12, 0.04
 """Too thin: stain on less than 4 % of the area, or on less than 12 % with pallor on less than 4 % of the stain."""
@@ -34,9 +34,10 @@ BLURRED_UM: Final = 0.85
 0.2-0.45 um; smears blurred by a Gaussian of 1.5-2 um, 1.0-1.3."""
 INK_SHARE: Final = 0.95
 INK_AROUND: Final = 0.7
-INK_BORDER: Final = 0.05
+INK_BORDER: Final = 0.06
 """Ink: opaque on 95 % of a block and on 70 % of its neighbourhood of 3 x 3; nuclei leave gaps, even in a sheet of
-blasts. Beside such blocks, those with 5 % opaque are the mark's border."""
+blasts. Beside such blocks, those with 6 % opaque,
+or nothing but a little of it, are the mark's border."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,10 @@ def _ink(here: dict[str, NDArray[np.float32]], some: NDArray[np.bool_]) -> NDArr
     """The blocks inside a mark, and those of its border, at most two blocks further out."""
     opaque, scanned = here["opaque"], np.maximum(here["scanned"], 1)
     ink = (opaque > INK_SHARE * scanned) & (_around(opaque, 3) > INK_AROUND * _around(scanned, 3)) & some
+    bare = (opaque > 0) & (here["faint"] - opaque < INK_BORDER * scanned)
     for _ in range(2):
-        ink = (cv2.dilate(ink.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & (opaque > INK_BORDER * scanned) & some
+        near = cv2.dilate(ink.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        ink = near & ((opaque > INK_BORDER * scanned) | bare) & some
     return np.asarray(ink)
 
 
