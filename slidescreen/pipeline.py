@@ -127,6 +127,8 @@ def _why_nothing(areas: dict[str, float]) -> str:
     """Why no area was screened, by the largest class."""
     kinds = [k for k in Area if areas[k.key] > 0]
     largest = max(kinds, key=lambda k: areas[k.key], default=Area.UNSCANNED)
+    if largest == Area.MONOLAYER:
+        return "The chosen area holds nothing that was scanned: nothing was screened."
     name = largest.key.replace("_", " ")
     return f"No usable area was found, most of the scan is {name}: nothing was screened (--aoi all screens everything scanned)."
 

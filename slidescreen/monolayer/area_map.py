@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from slidescreen.errors import ReadError
 from slidescreen.geometry import Box, Size, area_mm2
-from slidescreen.monolayer.aoi import blocks_in
+from slidescreen.monolayer.aoi import blocks_in, with_aoi
 from slidescreen.monolayer.blocks import SUMS, Look, block_sums, fill_colour, measure_look, sum_blocks
 from slidescreen.monolayer.classes import MonolayerSettings, classify_blocks
 from slidescreen.records import Area, AreaMap, Overview, Scale
@@ -143,7 +143,10 @@ def _screened(codes: _Codes, block_px: float, settings: MonolayerSettings) -> ND
     if settings.aoi == "auto":
         return np.asarray(codes == Area.MONOLAYER)
     seen = (codes != Area.UNSCANNED) & (codes != Area.UNREADABLE)
-    return np.asarray(seen if settings.aoi == "all" else seen & blocks_in(settings.polygons, codes.shape, block_px))
+    if settings.aoi == "all":
+        return np.asarray(seen)
+    polygons = settings.polygons or with_aoi(settings, settings.aoi).polygons
+    return np.asarray(seen & blocks_in(polygons, codes.shape, block_px))
 
 
 def _areas(states: NDArray[np.int64], codes: _Codes, screened: NDArray[np.bool_], frame_mm2: float) -> dict[str, float]:
