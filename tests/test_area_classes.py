@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -109,21 +110,22 @@ def test_painted_monolayer_is_screened_as_a_whole(tmp_path: Path) -> None:
     assert area.area_mm2["screened"] >= 0.99 * area.area_mm2["scanned"]
 
 
-def crowd(seed: int) -> NDArray[np.uint8]:
+@cache
+def crowd() -> NDArray[np.uint8]:
     """300 x 225 um with as many blasts as lie side by side."""
-    return paint_smear(Size(1200, 900), UM_PER_PX, leukocytes={"MYO": 120}, seed=seed)[0]
+    return paint_smear(Size(1200, 900), UM_PER_PX, leukocytes={"MYO": 120}, seed=3)[0]
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("layers", [1, 3])
 def test_sheets_of_blasts_are_never_thrown_away(tmp_path: Path, layers: int) -> None:
-    area = map_of(tmp_path, thick([crowd(seed) for seed in range(layers)]))
+    area = map_of(tmp_path, thick([np.roll(crowd(), (i * 211, i * 331), (0, 1)) for i in range(layers)]))
     assert area.area_mm2["screened"] >= 0.99 * area.area_mm2["scanned"]
 
 
 def test_blasts_among_few_red_cells_are_screened(tmp_path: Path) -> None:
     few = feathered(1200, 900, 1, per_mm2=100)
     cells = paint_smear(Size(1200, 900), UM_PER_PX, leukocytes={"MYO": 25}, seed=3)[1]
-    sheet = crowd(3)
+    sheet = crowd()
     for cell in cells[:12]:
         b = cell.box
         few[b.y : b.bottom, b.x : b.right] = sheet[: b.height, : b.width]
