@@ -150,7 +150,7 @@ def run_slide(path: Path, classifier: Classifier, settings: Settings, options: R
             estimated=options.um_per_px == "auto",
         )
         with ResultFolder(options.out, info.id) as result_folder:
-            result = screen_slide(slide, info, check, classifier, settings, result_folder.keep_patches, progress)
+            result = screen_slide(slide, info, classifier, settings, result_folder.keep_patches, progress, check)
             result_folder.write(result, render, patches=options.patches)
             return SlideDone(path, result_folder.commit(), False, result.differential, result.warnings)
 

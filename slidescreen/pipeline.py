@@ -29,6 +29,8 @@ CELLS_AHEAD: Final = 512
 PATCHES_AHEAD: Final = 64
 """64 patches are 31 MB."""
 
+NOT_CHECKED: Final = ScaleCheck("not_measurable")
+
 Progress = Callable[[int, int, int], None]
 """Called with tiles searched, tiles in all, cells done so far."""
 Keep = Callable[[Iterable[Patch]], Iterator[Patch]]
@@ -36,7 +38,13 @@ Keep = Callable[[Iterable[Patch]], Iterator[Patch]]
 
 
 def screen_slide(
-    slide: Slide, info: SlideInfo, check: ScaleCheck, classifier: Classifier, settings: Settings, keep: Keep, progress: Progress
+    slide: Slide,
+    info: SlideInfo,
+    classifier: Classifier,
+    settings: Settings,
+    keep: Keep,
+    progress: Progress,
+    check: ScaleCheck = NOT_CHECKED,
 ) -> SlideResult:
     """Screen one open scan. `keep` sees every patch, in the order of the result's cells.
 
