@@ -6,8 +6,9 @@ import glob
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,10 @@ from slidescreen.errors import OpenError, OutputError, SlidescreenError, UsageEr
 from slidescreen.geometry import Box
 from slidescreen.patches import cut_patches, patch_of_image
 from slidescreen.pipeline import VERSION, Progress, screen_slide
-from slidescreen.records import Cell, Differential, SlideInfo
+from slidescreen.records import Cell, Differential, RulerReading, SlideInfo
 from slidescreen.report import render
-from slidescreen.scale import resolve_scale
+from slidescreen.ruler import measure_scale
+from slidescreen.scale import check_scale, resolve_scale, settle_scale
 from slidescreen.slide import Slide, open_slide, read_image
 from slidescreen.store import ResultFolder, clean_up, is_current, slide_id
 
@@ -56,11 +58,12 @@ class SlideFailure:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a batch is run. `out`: folder of results. `um_per_px`: the user's scale for every scan. `patches`: keep
+    """How a batch is run. `out`: folder of results. `um_per_px`: the user's scale for every scan, "auto" for that of
+    the red cells. `patches`: keep
     `patches.zarr`. `overwrite`: redo results that are current."""
 
     out: Path
-    um_per_px: float | None = None
+    um_per_px: float | Literal["auto"] | None = None
     patches: bool = True
     overwrite: bool = False
 
@@ -108,9 +111,13 @@ def require_writable(out: Path) -> None:
         raise UsageError(f"{out}: results cannot be written there ({error.strerror}); choose another folder with -o") from error
 
 
-def identify(slide: Slide, um_per_px: float | None) -> SlideInfo:
-    """Scale, fingerprint and id of an open scan. Raises ScaleError or OpenError."""
-    scale = resolve_scale(slide.path, slide.stated_scale, um_per_px)
+def identify(
+    slide: Slide,
+    um_per_px: float | Literal["auto"] | None,
+    measure: Callable[[], RulerReading | None] | None = None,
+) -> SlideInfo:
+    """Scale (not yet checked), fingerprint and id of an open scan. Raises ScaleError or OpenError."""
+    scale = settle_scale(slide.path, slide.stated_scale, um_per_px, measure or (lambda: measure_scale(slide)))
     try:
         print_ = slide.fingerprint()
     except OSError as error:
@@ -122,7 +129,8 @@ def identify(slide: Slide, um_per_px: float | None) -> SlideInfo:
 def run_slide(path: Path, classifier: Classifier, settings: Settings, options: RunOptions, progress: Progress) -> SlideDone:
     """Screen one scan and store the result, complete or not at all. Raises SlidescreenError with one clear line."""
     with open_slide(path) as slide:
-        info = identify(slide, options.um_per_px)
+        ruler = cache(lambda: measure_scale(slide))
+        info = identify(slide, options.um_per_px, ruler)
         clean_up(options.out, info.id)
         folder = options.out / info.id
         if not options.overwrite and is_current(
@@ -134,8 +142,15 @@ def run_slide(path: Path, classifier: Classifier, settings: Settings, options: R
             version=VERSION,
         ):
             return SlideDone(path, folder, True, None)
+        check = check_scale(
+            path,
+            info.scale,
+            ruler(),
+            trusted=settings.scale.trust or options.um_per_px is not None,
+            estimated=options.um_per_px == "auto",
+        )
         with ResultFolder(options.out, info.id) as result_folder:
-            result = screen_slide(slide, info, classifier, settings, result_folder.keep_patches, progress)
+            result = screen_slide(slide, info, classifier, settings, result_folder.keep_patches, progress, check)
             result_folder.write(result, render, patches=options.patches)
             return SlideDone(path, result_folder.commit(), False, result.differential, result.warnings)
 

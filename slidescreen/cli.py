@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -49,12 +49,18 @@ def run(
     scans: Annotated[list[str], typer.Argument(metavar="SCAN...", help="Scans: files, folders or globs.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of results, one subfolder per scan.")] = DEFAULT_OUT,
     um_per_px: Annotated[
-        float | None, typer.Option("--um-per-px", help="um per level-0 pixel; wins over what the files state.")
-    ] = None,
+        str, typer.Option("--um-per-px", help="um per level-0 pixel, wins over what the files state; auto: by red cells.")
+    ] = "",
+    trust_scale: Annotated[
+        bool, typer.Option("--trust-scale", help="Screen at the stated um/px even where the red cells disagree.")
+    ] = False,
     model: ModelOption = "",
     device: DeviceOption = "",
     batch_size: BatchOption = 0,
-    aoi: Annotated[str, typer.Option("--aoi", help="auto: leave empty glass out; all: everything scanned.")] = "",
+    aoi: Annotated[
+        str,
+        typer.Option("--aoi", help="auto: the monolayer; all: everything scanned; x,y,w,h or FILE.geojson in level-0 px."),
+    ] = "",
     settings: Annotated[Path | None, typer.Option("--settings", help="TOML file; see README.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo scans whose results are current.")] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="Do not keep patches.zarr.")] = False,
@@ -65,12 +71,13 @@ def run(
     _start_log(verbose, json_log)
     from slidescreen.batch import RunOptions, SlideFailure, list_scans, require_writable, run_batch
 
-    effective = _settings(settings, device, batch_size, aoi)
+    effective = _settings(settings, device, batch_size, aoi, trust_scale)
+    wanted = _wanted_scale(um_per_px)
     paths = list_scans(scans, out)
     require_writable(out)
     classifier = _classifier(model, effective)
     log.info("%d scan(s), model %s, device %s, results in %s", len(paths), classifier.card.name, classifier.device, out)
-    options = RunOptions(out, um_per_px, not no_patches, overwrite)
+    options = RunOptions(out, wanted, not no_patches, overwrite)
     failed = done = skipped = 0
     with _Bars(json_log) as bars:
         for outcome in run_batch(paths, classifier, effective, options, bars.start):
@@ -195,22 +202,31 @@ def doctor(verbose: VerboseOption = False) -> None:
         raise typer.Exit(1)
 
 
-def _settings(path: Path | None, device: str, batch_size: int, aoi: str) -> Settings:
+def _wanted_scale(text: str) -> float | Literal["auto"] | None:
+    if text in ("", "auto"):
+        return "auto" if text else None
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--um-per-px {text}: must be a number, for instance 0.0725, or auto") from None
+
+
+def _settings(path: Path | None, device: str, batch_size: int, aoi: str, trust_scale: bool = False) -> Settings:
     """Settings of the file, with the options of the command line on top."""
     import dataclasses
 
     from slidescreen.config import Settings, load_settings
+    from slidescreen.monolayer import with_aoi
 
     base = load_settings(path) if path else Settings()
-    if aoi not in ("", "auto", "all"):
-        raise UsageError(f"--aoi {aoi}: unknown; use auto or all")
     changes: dict[str, Any] = {}
     if device:
         changes["device"] = device
     if batch_size:
         changes["batch_size"] = batch_size
-    monolayer = dataclasses.replace(base.monolayer, aoi=aoi) if aoi else base.monolayer  # type: ignore[arg-type]
-    return dataclasses.replace(base, monolayer=monolayer, classify=dataclasses.replace(base.classify, **changes))
+    scale = dataclasses.replace(base.scale, trust=trust_scale or base.scale.trust)
+    monolayer = with_aoi(base.monolayer, aoi or base.monolayer.aoi)
+    return dataclasses.replace(base, scale=scale, monolayer=monolayer, classify=dataclasses.replace(base.classify, **changes))
 
 
 def _classifier(model: str, settings: Settings) -> TorchClassifier:

@@ -16,12 +16,14 @@ from slidescreen.detect import DetectSettings
 from slidescreen.differential import DifferentialSettings
 from slidescreen.errors import UsageError
 from slidescreen.monolayer import MonolayerSettings
+from slidescreen.scale import ScaleSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be set, one table of the TOML file per stage."""
 
+    scale: ScaleSettings = field(default_factory=ScaleSettings)
     monolayer: MonolayerSettings = field(default_factory=MonolayerSettings)
     detect: DetectSettings = field(default_factory=DetectSettings)
     classify: ClassifySettings = field(default_factory=ClassifySettings)
@@ -79,6 +81,12 @@ def _checked(what: str, hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is typing.Literal:
         if value not in typing.get_args(hint):
             raise UsageError(f"{what} = {value!r}: must be one of {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        raise UsageError(f'{what}: cannot be set in a file; name the area by aoi = "FILE.geojson" or "x,y,w,h"')
+    if hint is bool or hint is str:
+        if not isinstance(value, hint):
+            raise UsageError(f"{what} = {value!r}: must be {'true or false' if hint is bool else 'text'}")
         return value
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or (hint is int and not isinstance(value, int)):

@@ -26,7 +26,7 @@ from skimage.measure import regionprops
 from skimage.segmentation import watershed
 
 from slidescreen.geometry import Box, Point, um_to_px
-from slidescreen.records import Area, AreaMap, Cell, RgbImage, Scale, Tile
+from slidescreen.records import AreaMap, Cell, RgbImage, Scale, Tile
 from slidescreen.slide import Grid, PixelState, Slide, choose_grid, read_grid
 
 WORK_UM_PER_PX: Final = 0.3
@@ -265,7 +265,7 @@ def working_grid(slide: Slide, scale: Scale) -> Grid:
 
 def fit_detector(slide: Slide, grid: Grid, area: AreaMap, settings: DetectSettings) -> StainDetector:
     """Measure the stain on at most 48 samples spread evenly over the screened area; the same for the same scan."""
-    rows, columns = np.nonzero(area.blocks == Area.SCREENED)
+    rows, columns = np.nonzero(area.screened_blocks)
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(SAMPLES, len(rows))).round().astype(int))
     per_block = area.block_px / grid.downsample
     whole = Box(0, 0, grid.size.width, grid.size.height)

@@ -10,22 +10,26 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Final
 
+import numpy as np
+
 from slidescreen.classify import Classifier, classify
 from slidescreen.config import Settings
 from slidescreen.detect import HALO_UM, FindTally, find_cells, fit_detector, working_grid
 from slidescreen.differential import count_cells, screen_cells
 from slidescreen.errors import ReadError
 from slidescreen.geometry import area_mm2
-from slidescreen.monolayer import cut_tiles, map_area
+from slidescreen.monolayer import check_areas, cut_tiles, map_area
 from slidescreen.overlap import Ahead, Clock
 from slidescreen.patches import cut_patches
-from slidescreen.records import AreaMap, Differential, Patch, ScreenedCell, SlideInfo, SlideResult
+from slidescreen.records import Area, AreaMap, Differential, Patch, ScaleCheck, ScreenedCell, SlideInfo, SlideResult
 from slidescreen.slide import Slide
 
 VERSION: Final = version("slidescreen")
 CELLS_AHEAD: Final = 512
 PATCHES_AHEAD: Final = 64
 """64 patches are 31 MB."""
+
+NOT_CHECKED: Final = ScaleCheck("not_measurable")
 
 Progress = Callable[[int, int, int], None]
 """Called with tiles searched, tiles in all, cells done so far."""
@@ -34,7 +38,13 @@ Keep = Callable[[Iterable[Patch]], Iterator[Patch]]
 
 
 def screen_slide(
-    slide: Slide, info: SlideInfo, classifier: Classifier, settings: Settings, keep: Keep, progress: Progress
+    slide: Slide,
+    info: SlideInfo,
+    classifier: Classifier,
+    settings: Settings,
+    keep: Keep,
+    progress: Progress,
+    check: ScaleCheck = NOT_CHECKED,
 ) -> SlideResult:
     """Screen one open scan. `keep` sees every patch, in the order of the result's cells.
 
@@ -72,7 +82,8 @@ def screen_slide(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=classifier.device,
         timings_s=clock.seconds,
-        warnings=tuple(_warnings(slide, info, areas, screened, differential)),
+        warnings=(*_scale_warnings(slide, info, check), *_warnings(areas, screened, differential)),
+        scale_check=check,
     )
 
 
@@ -82,8 +93,12 @@ def _areas(
     """The areas, with what the search could not decode moved from screened to unreadable."""
     lost = min(area_mm2(tally.unreadable_px, info.scale.um_per_px), area.area_mm2["screened"])
     areas = dict(area.area_mm2)
-    areas["screened"] -= lost
-    areas["unreadable"] += lost
+    kinds, blocks = np.unique(area.blocks[area.screened_blocks], return_counts=True)
+    for kind, count in zip(kinds.tolist(), blocks.tolist(), strict=True):
+        part = min(lost * count / blocks.sum(), areas[Area(kind).key])
+        for name, sign in (("screened", -1), (Area(kind).key, -1), ("unreadable", 1), ("not_screened", 1)):
+            areas[name] += sign * part
+    check_areas(areas)
     blind = sum(c.cell.refusal == "unreadable pixels" for c in cells)
     share = max(
         areas["unreadable"] / areas["scanned"] if areas["scanned"] else 0.0,
@@ -97,23 +112,43 @@ def _areas(
     return areas
 
 
-def _warnings(
-    slide: Slide, info: SlideInfo, areas: dict[str, float], cells: list[ScreenedCell], d: Differential
-) -> Iterator[str]:
+def _scale_warnings(slide: Slide, info: SlideInfo, check: ScaleCheck) -> Iterator[str]:
+    """What makes the scale doubtful, in full sentences."""
+    um, red = info.scale.um_per_px, check.reading
+    if check.status == "estimated":
+        yield f"The scale, {um:.3g} um/px, was estimated from red cells; every size and area depends on it."
+    elif red is None:
+        yield "The scale could not be verified: too few isolated red cells were found to measure."
+    elif check.status == "overridden":
+        yield (
+            f"The scale, {um:.3g} um/px, disagrees with {red.cells} red cells, which say {red.um_per_px:.3g} um/px; "
+            "it was kept on request."
+        )
+    stated = slide.stated_scale
+    if stated and info.scale.source == "--um-per-px" and abs(stated.x / um - 1) > 0.05:
+        yield f"The scale was given as {um:g} um/px; the file states {stated.x:.4g} um/px ({stated.source})."
+    if um > 0.15:
+        yield f"At {um:.3g} um/px the scan is coarser than the images the model was trained on (0.07-0.10)."
+
+
+def _why_nothing(areas: dict[str, float]) -> str:
+    """Why no area was screened, by the largest class."""
+    kinds = [k for k in Area if areas[k.key] > 0]
+    largest = max(kinds, key=lambda k: areas[k.key], default=Area.UNSCANNED)
+    if largest == Area.MONOLAYER:
+        return "The chosen area holds nothing that was scanned: nothing was screened."
+    name = largest.key.replace("_", " ")
+    return f"No usable area was found, most of the scan is {name}: nothing was screened (--aoi all screens everything scanned)."
+
+
+def _warnings(areas: dict[str, float], cells: list[ScreenedCell], d: Differential) -> Iterator[str]:
     """What a reader of the numbers must know, in full sentences."""
     if not areas["screened"]:
-        yield "No stained area was found: nothing was screened."
+        yield _why_nothing(areas)
     if not d.leukocytes:
         yield "No leukocytes were counted: no percentages of leukocytes are given."
     elif d.leukocytes < 200:
         yield f"Only {d.leukocytes} leukocytes were counted; a manual differential counts 200 or more. The limits are wide."
-    stated = slide.stated_scale
-    if stated and info.scale.source == "--um-per-px" and abs(stated.x / info.scale.um_per_px - 1) > 0.05:
-        yield (
-            f"The scale was given as {info.scale.um_per_px:g} um/px; the file states {stated.x:.4g} um/px ({stated.source})."
-        )
-    if info.scale.um_per_px > 0.15:
-        yield f"At {info.scale.um_per_px:.3g} um/px the scan is coarser than the images the model was trained on (0.07-0.10)."
     if areas["unreadable"]:
         yield f"{areas['unreadable']:.3g} mm2 of the scan could not be decoded and was not screened."
     clumps = sum("clump" in c.cell.refusal for c in cells)

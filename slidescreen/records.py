@@ -34,6 +34,28 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class RulerReading:
+    """um per level-0 px by red cells, with the interval it lies in and how many cells were measured."""
+
+    um_per_px: float
+    low: float
+    high: float
+    cells: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleCheck:
+    """What the red cells say of the scale in use.
+
+    verified: they agree within 25 %. overridden: they disagree, and the user's word was taken. estimated: the scale is theirs.
+    not_measurable: too few isolated red cells; `reading` is None.
+    """
+
+    status: Literal["verified", "overridden", "estimated", "not_measurable"]
+    reading: RulerReading | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SlideInfo:
     """What identifies a scan. `fingerprint` depends on the content only, not on path or time."""
 
@@ -56,30 +78,47 @@ class Tile:
 
 
 class Area(enum.IntEnum):
-    """Codes of an area map."""
+    """Classes of the scan's area; every um^2 is of exactly one.
+
+    EMPTY: glass. TOO_THIN: the feathered edge, few red cells and those flat. MONOLAYER: where cells are read. TOO_THICK: red
+    cells on top of each other, no ground between. OUT_OF_FOCUS: edges blurred beyond reading. INK: opaque marks. UNREADABLE:
+    px that cannot be decoded.
+    """
 
     UNSCANNED = 0
     EMPTY = 1
-    SCREENED = 2
-    UNREADABLE = 3
+    TOO_THIN = 2
+    MONOLAYER = 3
+    TOO_THICK = 4
+    OUT_OF_FOCUS = 5
+    INK = 6
+    UNREADABLE = 7
+
+    @property
+    def key(self) -> str:
+        """Its name in results: "too_thin"."""
+        return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overview:
-    """The scan at a glance. `image` (h, w, 3) uint8 RGB and `area` (h, w) uint8 of `Area` codes cover the whole
-    scan and have the same shape; `downsample` is level-0 px per overview px."""
+    """The scan at a glance. `image` (h, w, 3) uint8 RGB, `area` (h, w) uint8 of `Area` codes and `screened` (h, w) bool cover
+    the whole scan and have the same shape; `downsample` is level-0 px per overview px."""
 
     image: RgbImage
     area: NDArray[np.uint8]
+    screened: NDArray[np.bool_]
     downsample: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AreaMap:
     """`blocks` (rows, columns) uint8 of `Area`, each block `block_px` level-0 px wide and high (the last ones may reach
-    beyond the scan). `area_mm2`: scanned, screened, empty, unscanned, unreadable in mm^2, exact to the low level's px."""
+    beyond the scan). `screened_blocks` (rows, columns) bool: those searched for cells. `area_mm2`: see `SlideResult`; exact to
+    the low level's px."""
 
     blocks: NDArray[np.uint8]
+    screened_blocks: NDArray[np.bool_]
     block_px: float
     area_mm2: Mapping[str, float]
     overview: Overview
@@ -89,7 +128,7 @@ class AreaMap:
         row, column = math.floor(y / self.block_px), math.floor(x / self.block_px)
         rows, columns = self.blocks.shape
         inside = 0 <= row < rows and 0 <= column < columns
-        return inside and bool(self.blocks[row, column] == Area.SCREENED)
+        return inside and bool(self.screened_blocks[row, column])
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +233,9 @@ class ModelInfo:
 class SlideResult:
     """Everything that is stored and reported of one slide.
 
-    `area_mm2`: area per class in mm^2, keys scanned, screened, empty, unscanned, unreadable; scanned = screened + empty +
-    unreadable. `settings`: the effective settings as plain values. `timings_s`: seconds per stage; stages overlap, so they add
-    up to more than "total".
+    `area_mm2`: mm^2 per class (`Area.key`), which add up to the frame of the scan; scanned, which is all of them but unscanned
+    and is also screened + not_screened. `settings`: the effective settings as plain values. `timings_s`: seconds per stage;
+    stages overlap, so they add up to more than "total".
     """
 
     slide: SlideInfo
@@ -211,6 +250,7 @@ class SlideResult:
     device: str
     timings_s: Mapping[str, float]
     warnings: tuple[str, ...] = field(default=())
+    scale_check: ScaleCheck = field(default=ScaleCheck("not_measurable"))
 
     @property
     def cell_counts(self) -> dict[str, int]:

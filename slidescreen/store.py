@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from slidescreen.errors import OutputError
-from slidescreen.records import PATCH_PX, Fraction, Patch, ScreenedCell, SlideResult
+from slidescreen.records import PATCH_PX, Fraction, Patch, ScaleCheck, ScreenedCell, SlideResult
 from slidescreen.taxonomy import BY_CODE, CODES
 
 SUMMARY: Final = "summary.json"
@@ -224,8 +224,9 @@ def summary(result: SlideResult) -> dict[str, Any]:
             "um_per_px_source": s.scale.source,
             "fingerprint": s.fingerprint,
         },
+        "scale_check": _scale_check(result.scale_check),
         "model": {"name": result.model.name, "sha256": result.model.sha256},
-        "status": "ok" if d.leukocytes else "no_leukocytes",
+        "status": _status(result),
         "area_mm2": dict(result.area_mm2),
         "cells": result.cell_counts,
         "rejected_because": result.refusals,
@@ -243,6 +244,23 @@ def summary(result: SlideResult) -> dict[str, Any]:
         "created": result.created,
         "timings_s": {k: round(v, 3) for k, v in result.timings_s.items()},
         "warnings": list(result.warnings),
+    }
+
+
+def _status(result: SlideResult) -> str:
+    """ok, no_leukocytes (searched, none counted) or no_usable_area (nothing to search)."""
+    if result.differential.leukocytes:
+        return "ok"
+    return "no_leukocytes" if result.area_mm2["screened"] else "no_usable_area"
+
+
+def _scale_check(check: ScaleCheck) -> dict[str, Any]:
+    red = check.reading
+    return {
+        "status": check.status,
+        "ruler_um_per_px": red.um_per_px if red else None,
+        "interval": [red.low, red.high] if red else None,
+        "cells": red.cells if red else 0,
     }
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from slidescreen.geometry import Box, Point, Size
 from slidescreen.records import (
+    Area,
     Cell,
     Differential,
     Fraction,
@@ -119,15 +120,23 @@ def counted(cells: Sequence[ScreenedCell]) -> Differential:
 
 def slide(cells: Sequence[ScreenedCell], **changes: Any) -> SlideResult:
     """A result around `cells`, its map one quarter each of unscanned, empty, screened and unreadable."""
-    area = np.repeat(np.repeat(np.array([[0, 1], [2, 3]], np.uint8), 40, axis=0), 50, axis=1)
+    area = np.repeat(np.repeat(np.array([[0, 1], [3, 7]], np.uint8), 40, axis=0), 50, axis=1)
     image = np.full((80, 100, 3), 230, np.uint8)
     result = SlideResult(
         slide=SlideInfo("in/a.svs", "a", "Acme", Size(10000, 8000), Scale(0.25, "acme.MPP"), "f00d", "reader 1"),
         model=ModelInfo("tiny", "ab" * 32, CODES, "sensitivity 0.9 on 100 unseen images"),
-        area_mm2={"scanned": 4.0, "screened": 3.0, "empty": 0.75, "unscanned": 1.0, "unreadable": 0.25},
+        area_mm2={
+            "scanned": 4.0,
+            "screened": 3.0,
+            "not_screened": 1.0,
+            "monolayer": 3.0,
+            "empty": 0.75,
+            "unscanned": 1.0,
+            "unreadable": 0.25,
+        },
         cells=tuple(cells),
         differential=counted(cells),
-        overview=Overview(image, area, 100.0),
+        overview=Overview(image, area, area == Area.MONOLAYER, 100.0),
         settings={"detect": {"min_um2": 12.5}, "um_per_px": None},
         version="1.2.3",
         created="2030-01-02T03:04:05Z",
@@ -327,8 +336,8 @@ def test_thousand_cells_stay_below_ten_megabytes() -> None:
 
     rng = np.random.default_rng(1)
     rough = rng.integers(120, 255, (1200, 1600, 3), dtype=np.uint8)
-    area = rng.integers(0, 4, (1200, 1600), dtype=np.uint8)
-    html = render(slide(cells, overview=Overview(rough, area, 6.25)), Repeated())
+    area = rng.integers(0, 8, (1200, 1600), dtype=np.uint8)
+    html = render(slide(cells, overview=Overview(rough, area, area == Area.MONOLAYER, 6.25)), Repeated())
     assert html.count("<figure") == 1048
     assert 3e6 < len(html.encode()) < 10e6
 

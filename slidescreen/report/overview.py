@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from slidescreen.records import ScreenedCell, SlideResult
+from slidescreen.records import Area, ScreenedCell, SlideResult
 from slidescreen.report import images, wording
 from slidescreen.report.gallery import GALLERY_ORDER
 from slidescreen.taxonomy import BY_CODE, NOT_LEUKOCYTE
@@ -30,8 +30,17 @@ AREA_TEXT: Final = 60_000
 CROWDED: Final = 3000
 """With more cells than this the dots are drawn small and without halo."""
 
-UNSCANNED, EMPTY, SCREENED, UNREADABLE = range(4)
-"""Codes in `Overview.area`."""
+AREA_LOOK: Final = (
+    (Area.MONOLAYER, "Monolayer", "#2e7d32"),
+    (Area.TOO_THICK, "Too thick", "#c62828"),
+    (Area.TOO_THIN, "Too thin", "#f9a825"),
+    (Area.OUT_OF_FOCUS, "Out of focus", "#8e24aa"),
+    (Area.INK, "Ink", "#1565c0"),
+    (Area.EMPTY, "Empty", "#9e9e9e"),
+    (Area.UNSCANNED, "Unscanned", "#424242"),
+    (Area.UNREADABLE, "Unreadable", "url(#hatch)"),
+)
+"""Name and tint of every class on the map, in the order of the legend."""
 
 NOT_COUNTED: Final = (("unsure", "Unsure", "#5f6368"), ("edge", "Edge", "#9e9e9e"), ("rejected", "Rejected", "#bdbdbd"))
 
@@ -49,6 +58,17 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class AreaLayer:
+    """A class of area that the scan holds: key, name, tint, size in mm^2, SVG path."""
+
+    key: str
+    name: str
+    colour: str
+    mm2: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Map:
     """What the template draws. `width`, `height`, `marks` (id, x, y) in drawing units; `bar_percent` of the width.
 
@@ -58,9 +78,8 @@ class Map:
     picture: str
     width: int
     height: int
-    dimmed: str
     screened: str
-    unreadable: str
+    areas: tuple[AreaLayer, ...]
     layers: tuple[Layer, ...]
     rings: str
     ring_count: int
@@ -86,7 +105,6 @@ def draw(result: SlideResult, shown: Collection[int]) -> Map:
     to_units = UNITS * picture.shape[1] / result.overview.image.shape[1] / result.overview.downsample
     places = [(round(c.cell.centre.x * to_units), round(c.cell.centre.y * to_units)) for c in result.cells]
     blasts = [i for i, c in enumerate(result.cells) if is_blast(c, result.differential.blast.threshold)]
-    area = result.overview.area
     bar_um = round_length(0.2 * result.slide.size.width * result.slide.scale.um_per_px)
     crowded = len(places) > CROWDED
     dot = 3.0 if crowded else 5.0 if len(places) > CROWDED / 6 else 7.0
@@ -94,9 +112,8 @@ def draw(result: SlideResult, shown: Collection[int]) -> Map:
         picture=images.data_uris({0: picture}, PICTURE_BUDGET)[0],
         width=width,
         height=height,
-        dimmed=outline((area == UNSCANNED) | (area == EMPTY), width, height),
-        screened=outline(area == SCREENED, width, height),
-        unreadable=outline(area == UNREADABLE, width, height, least=0.0),
+        screened=outline(result.overview.screened, width, height),
+        areas=_areas(result, width, height),
         layers=_layers(result.cells, places),
         rings=dots(places[i] for i in blasts),
         ring_count=len(blasts),
@@ -108,6 +125,17 @@ def draw(result: SlideResult, shown: Collection[int]) -> Map:
         bar_percent=100 * bar_um / (result.slide.size.width * result.slide.scale.um_per_px),
         bar_label=wording.length(bar_um),
     )
+
+
+def _areas(result: SlideResult, width: int, height: int) -> tuple[AreaLayer, ...]:
+    found = []
+    for kind, name, colour in AREA_LOOK:
+        mask = result.overview.area == kind
+        if mask.any():
+            path = outline(mask, width, height, least=0.0 if kind == Area.UNREADABLE else 0.5)
+            mm2 = wording.number(result.area_mm2.get(kind.key), 2)
+            found.append(AreaLayer(kind.key, name, colour, mm2, path))
+    return tuple(found)
 
 
 def dots(places: Iterable[tuple[int, int]]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from slidescreen.geometry import area_mm2
-from slidescreen.records import Differential, Fraction, SlideResult
+from slidescreen.records import Differential, Fraction, ScaleCheck, SlideResult
 from slidescreen.report import wording
 from slidescreen.report.wording import DASH
 from slidescreen.taxonomy import BY_CODE, DISPLAY_ORDER, ERYTHROBLAST, SMUDGE
@@ -137,6 +137,12 @@ def areas(result: SlideResult) -> list[Line]:
     meanings = (
         ("scanned", "Scanned", ""),
         ("screened", "Screened", "searched for leukocytes"),
+        ("not_screened", "Not screened", ""),
+        ("monolayer", "Monolayer", "red cells side by side, in focus"),
+        ("too_thick", "Too thick", "red cells on top of each other"),
+        ("too_thin", "Too thin", "feathered edge: few red cells, flat"),
+        ("out_of_focus", "Out of focus", "blurred beyond reading"),
+        ("ink", "Ink", "opaque marks"),
         ("empty", "Empty", "glass without stain"),
         ("unreadable", "Unreadable", "could not be decoded"),
         ("unscanned", "Unscanned", "inside the frame of the file, outside the scanned area"),
@@ -144,7 +150,9 @@ def areas(result: SlideResult) -> list[Line]:
     lines = []
     for key, name, meaning in meanings:
         area = result.area_mm2.get(key)
-        part = f"{100 * area / scanned:.1f} % of the scanned area" if area is not None and scanned else ""
+        if area is None:
+            continue
+        part = f"{100 * area / scanned:.1f} % of the scanned area" if scanned else ""
         note = ", ".join(filter(None, (meaning, part if key not in ("scanned", "unscanned") else "")))
         lines.append(Line(name, f"{wording.number(area, 2)} mm²", note))
     return lines
@@ -158,10 +166,25 @@ def scan(result: SlideResult) -> list[Line]:
     size_mm = f"{slide.size.width * um / 1000:.2f} {TIMES} {slide.size.height * um / 1000:.2f} mm"
     return [
         Line("Scale", f"{um:.4f} µm/px", f"read from {slide.scale.source}"),
+        _scale_check(result.scale_check),
         Line("Size of the scan", f"{slide.size.width} {TIMES} {slide.size.height} px", size_mm),
         Line("Frame of the scan", f"{area_mm2(slide.size.area, um):.2f} mm²"),
         Line("Leukocytes in the screened area", density),
     ]
+
+
+def _scale_check(check: ScaleCheck) -> Line:
+    said = {
+        "verified": "scale verified",
+        "overridden": "the red cells disagree; kept on request",
+        "estimated": "the scale in use",
+        "not_measurable": "scale not verified: too few isolated red cells",
+    }[check.status]
+    red = check.reading
+    if red is None:
+        return Line("Scale by red cells", DASH, said)
+    limits = f"{red.low:.3g}{DASH}{red.high:.3g} µm/px for red cells of 7{DASH}8 µm; {red.cells} measured"
+    return Line("Scale by red cells", f"{red.um_per_px:.4f} µm/px", f"{said}; {limits}")
 
 
 def fates(result: SlideResult) -> list[Line]:
