@@ -42,7 +42,7 @@ def test_one_failure_does_not_stop_the_rest(scan: Path, empty_scan: Path, tmp_pa
     assert [type(e) for e in errors] == [OpenError, OpenError, ScaleError]
     assert "--um-per-px" in str(errors[2])
     results = [o.folder for o in outcomes if isinstance(o, SlideDone)]
-    assert [read_summary(r)["status"] for r in results] == ["ok", "no_leukocytes"]
+    assert [read_summary(r)["status"] for r in results] == ["ok", "no_usable_area"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(r.name for r in results)
 
 

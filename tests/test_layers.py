@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "slidescreen"
-STAGES = ["scale", "monolayer", "detect", "patches", "model", "classify", "differential", "store", "report"]
+STAGES = ["scale", "ruler", "monolayer", "detect", "patches", "model", "classify", "differential", "store", "report"]
 LAYERS: list[list[str]] = [
     ["errors", "geometry", "taxonomy", "logs", "overlap"],
     ["records"],

@@ -27,7 +27,7 @@ def test_a_covered_smear_is_screened_whole(scan: Path) -> None:
     assert area.area_mm2["scanned"] == pytest.approx(3072 * 2048 * 0.0725**2 * 1e-6, rel=1e-6)
     assert area.area_mm2["screened"] >= 0.99 * area.area_mm2["scanned"]
     assert area.overview.image.shape[:2] == area.overview.area.shape
-    assert (area.overview.area == Area.SCREENED).mean() > 0.99
+    assert (area.overview.area == Area.MONOLAYER).mean() > 0.99
 
 
 def test_empty_glass_is_left_out_unless_all_is_asked_for(empty_scan: Path) -> None:
@@ -98,9 +98,9 @@ def test_unreadable_area_is_told_or_fails(tmp_path: Path, smear: Smear) -> None:
 @given(st.integers(1, 900), st.integers(1, 700), st.integers(64, 400), st.integers(0, 500), st.floats(1, 60))
 def test_tile_cores_cover_the_grid_once(width: int, height: int, side: int, shift: int, halo: float) -> None:
     grid = Grid(0, 1, Size(width, height), 1.0)
-    blocks = np.full((8, 10), Area.SCREENED, np.uint8)
-    overview = Overview(np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), 1.0)
-    area = AreaMap(blocks, 100.0, {}, overview)
+    blocks = np.full((8, 10), Area.MONOLAYER, np.uint8)
+    overview = Overview(np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), np.ones((1, 1), bool), 1.0)
+    area = AreaMap(blocks, blocks == Area.MONOLAYER, 100.0, {}, overview)
     covered = np.zeros((height, width), int)
     for tile in cut_tiles(grid, area, halo, Scale(1.0, "test"), side=side, shift=shift):
         covered[tile.core.y : tile.core.bottom, tile.core.x : tile.core.right] += 1
@@ -110,7 +110,8 @@ def test_tile_cores_cover_the_grid_once(width: int, height: int, side: int, shif
 
 def test_tiles_without_screened_blocks_are_left_out() -> None:
     blocks = np.full((10, 10), Area.EMPTY, np.uint8)
-    blocks[7, 8] = Area.SCREENED
-    overview = Overview(np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), 1.0)
-    tiles = list(cut_tiles(Grid(0, 1, Size(1000, 1000), 1.0), AreaMap(blocks, 100.0, {}, overview), 10, SCALE, side=100))
+    blocks[7, 8] = Area.MONOLAYER
+    overview = Overview(np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), np.ones((1, 1), bool), 1.0)
+    area = AreaMap(blocks, blocks == Area.MONOLAYER, 100.0, {}, overview)
+    tiles = list(cut_tiles(Grid(0, 1, Size(1000, 1000), 1.0), area, 10, SCALE, side=100))
     assert [tile.core for tile in tiles] == [Box(800, 700, 100, 100)]
