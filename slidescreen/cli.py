@@ -189,6 +189,32 @@ def demo(
 
 
 @app.command()
+def selfcheck(
+    scan: Annotated[Path, typer.Argument(metavar="SCAN")],
+    um_per_px: Annotated[str, typer.Option("--um-per-px", help="um per level-0 pixel, or auto.")] = "",
+    model: ModelOption = "",
+    device: DeviceOption = "",
+    verbose: VerboseOption = False,
+) -> None:
+    """Screen a scan twice, with other tiles and another batch size; exit 1 when the results differ beyond near-ties."""
+    _start_log(verbose, False)
+    from slidescreen.selfcheck import check_scan
+
+    first, second = (_settings(None, device, size, "") for size in (16, 5))
+    classifiers = (_classifier(model, first), _classifier(model, second))
+    found = check_scan(scan, classifiers, first, _wanted_scale(um_per_px))
+    for difference in found.differences:
+        typer.echo(f"{'near-tie: ' if difference.near_tie else ''}{difference.what}")
+    ties = sum(d.near_tie for d in found.differences)
+    typer.echo(
+        f"{scan}: {found.cells} cells, {len(found.differences) - ties} differences, {ties} near-ties, "
+        f"largest change of a P(blast) {found.largest_change:.2g}"
+    )
+    if not found.same:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(verbose: VerboseOption = False) -> None:
     """Check the installation: versions, readers, device, default model."""
     _start_log(verbose, False)

@@ -18,7 +18,7 @@ from slidescreen.detect import HALO_UM, FindTally, find_cells, fit_detector, wor
 from slidescreen.differential import count_cells, screen_cells
 from slidescreen.errors import ReadError
 from slidescreen.geometry import area_mm2
-from slidescreen.monolayer import check_areas, cut_tiles, map_area
+from slidescreen.monolayer import Tiling, check_areas, cut_tiles, map_area
 from slidescreen.overlap import Ahead, Clock
 from slidescreen.patches import cut_patches
 from slidescreen.records import Area, AreaMap, Differential, Patch, ScaleCheck, ScreenedCell, SlideInfo, SlideResult
@@ -45,8 +45,9 @@ def screen_slide(
     keep: Keep,
     progress: Progress,
     check: ScaleCheck = NOT_CHECKED,
+    tiling: Tiling = Tiling(),  # noqa: B008  # frozen
 ) -> SlideResult:
-    """Screen one open scan. `keep` sees every patch, in the order of the result's cells.
+    """Screen one open scan. `keep` sees every patch, in the order of the result's cells, which do not depend on `tiling`.
 
     Raises ReadError when more of the scan cannot be decoded than the settings allow.
     """
@@ -56,8 +57,8 @@ def screen_slide(
     detector = fit_detector(slide, grid, area, settings.detect)
     clock.add("area", time.perf_counter() - started)
 
-    tally, total = FindTally(), sum(1 for _ in cut_tiles(grid, area, HALO_UM, info.scale))
-    tiles = cut_tiles(grid, area, HALO_UM, info.scale)
+    tiles = list(cut_tiles(grid, area, HALO_UM, info.scale, side=tiling.side, shift=tiling.shift))
+    tally = FindTally()
     found = find_cells(slide, grid, tiles, area, info.scale, detector, settings.detect, tally)
     with closing(Ahead(clock.stage("find", found), CELLS_AHEAD, stop)) as cells:
         cut = cut_patches(slide, clock.waiting("cut", cells), info.scale)
@@ -66,7 +67,7 @@ def screen_slide(
             screened: list[ScreenedCell] = []
             for cell in screen_cells(predictions, classifier.card.classes, settings.differential):
                 screened.append(cell)
-                progress(tally.tiles, total, len(screened))
+                progress(tally.tiles, len(tiles), len(screened))
     areas = _areas(slide, info, area, tally, screened, settings)
     differential = count_cells(screened, settings.differential)
     clock.add("total", time.perf_counter() - started)

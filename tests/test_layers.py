@@ -15,7 +15,7 @@ LAYERS: list[list[str]] = [
     ["config"],
     ["pipeline"],
     ["batch"],
-    ["doctor"],
+    ["doctor", "selfcheck"],
     ["cli"],
     ["__main__"],
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from slidescreen.geometry import Box, um_to_px
@@ -11,6 +12,14 @@ from slidescreen.records import AreaMap, Scale, Tile
 from slidescreen.slide import Grid
 
 TILE_PX: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How the working grid is cut: tiles of `side` grid px, moved by `shift` grid px to the left and up."""
+
+    side: int = TILE_PX
+    shift: int = 0
 
 
 def cut_tiles(
