@@ -282,10 +282,14 @@ def fit_detector(slide: Slide, grid: Grid, area: AreaMap, settings: DetectSettin
 
 @dataclass(slots=True)
 class FindTally:
-    """What `find_cells` learns beside the cells. `unreadable_px`: level-0 px of screened area that could not be decoded."""
+    """What `find_cells` learns beside the cells. `unreadable_px`: level-0 px of screened area that could not be decoded.
+    `bodies`, `duplicates`, `outside`: see `records.Audit`."""
 
     tiles: int = 0
     unreadable_px: float = 0.0
+    bodies: int = 0
+    duplicates: int = 0
+    outside: int = 0
 
 
 def find_cells(
@@ -308,7 +312,12 @@ def find_cells(
         for body in detector.find(pixels.rgb, um_per_px):
             centre = Point(_step(body.centre.x) + tile.window.x, _step(body.centre.y) + tile.window.y)
             level0 = Point(centre.x * grid.downsample, centre.y * grid.downsample)
-            if tile.core.contains(centre) and area.screened(level0.x, level0.y):
+            tally.bodies += 1
+            if not tile.core.contains(centre):
+                tally.duplicates += 1
+            elif not area.screened(level0.x, level0.y):
+                tally.outside += 1
+            else:
                 cells.append(_cell(body, level0, tile, grid, scale, pixels.state, settings))
         tally.tiles += 1
         yield from sorted(cells, key=lambda c: (c.centre.y // 400, c.centre.x))

@@ -7,7 +7,8 @@ SlidescreenError
 └── SlideError      this slide cannot be screened; others go on (exit code 1)
     ├── OpenError   no reader opens the file
     ├── ScaleError  um/px missing, contradictory or outside the plausible range
-    └── ReadError   too much of the scan cannot be decoded
+    ├── ReadError   too much of the scan cannot be decoded
+    └── AuditError  counts or areas of the result do not add up
 
 Every message is one line: which file, what is wrong, what to do next.
 """
@@ -43,3 +44,7 @@ class ScaleError(SlideError):
 
 class ReadError(SlideError):
     """Too much of the scan cannot be decoded."""
+
+
+class AuditError(SlideError):
+    """Counts or areas of the result do not add up: a defect, and no result."""

@@ -16,12 +16,12 @@ from slidescreen.classify import Classifier, classify
 from slidescreen.config import Settings
 from slidescreen.detect import HALO_UM, FindTally, find_cells, fit_detector, working_grid
 from slidescreen.differential import count_cells, screen_cells
-from slidescreen.errors import ReadError
+from slidescreen.errors import AuditError, ReadError
 from slidescreen.geometry import area_mm2
 from slidescreen.monolayer import Tiling, check_areas, cut_tiles, map_area
 from slidescreen.overlap import Ahead, Clock
 from slidescreen.patches import cut_patches
-from slidescreen.records import Area, AreaMap, Differential, Patch, ScaleCheck, ScreenedCell, SlideInfo, SlideResult
+from slidescreen.records import Area, AreaMap, Audit, Differential, Patch, ScaleCheck, ScreenedCell, SlideInfo, SlideResult
 from slidescreen.slide import Slide
 
 VERSION: Final = version("slidescreen")
@@ -69,6 +69,7 @@ def screen_slide(
                 screened.append(cell)
                 progress(tally.tiles, len(tiles), len(screened))
     areas = _areas(slide, info, area, tally, screened, settings)
+    audit = _audit(slide, tally, screened)
     differential = count_cells(screened, settings.differential)
     clock.add("total", time.perf_counter() - started)
     return SlideResult(
@@ -85,7 +86,16 @@ def screen_slide(
         timings_s=clock.seconds,
         warnings=(*_scale_warnings(slide, info, check), *_warnings(areas, screened, differential)),
         scale_check=check,
+        audit=audit,
     )
+
+
+def _audit(slide: Slide, tally: FindTally, cells: list[ScreenedCell]) -> Audit:
+    """The account of all bodies found. Raises AuditError when it does not close."""
+    audit = Audit(tally.bodies, tally.duplicates, tally.outside, len(cells))
+    if audit.bodies != audit.duplicates + audit.outside + audit.cells:
+        raise AuditError(f"{slide.path}: the cells do not add up ({audit}); please report this")
+    return audit
 
 
 def _areas(

@@ -229,6 +229,20 @@ class ModelInfo:
     measured: str
 
 
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What became of every body that the finder reported, tile by tile: bodies = duplicates + outside + cells.
+
+    `duplicates`: seen in the halo of a tile, owned by the one whose core holds the centre. `outside`: centre in a block that
+    is not screened.
+    """
+
+    bodies: int
+    duplicates: int
+    outside: int
+    cells: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideResult:
     """Everything that is stored and reported of one slide.
@@ -251,6 +265,7 @@ class SlideResult:
     timings_s: Mapping[str, float]
     warnings: tuple[str, ...] = field(default=())
     scale_check: ScaleCheck = field(default=ScaleCheck("not_measurable"))
+    audit: Audit = field(default=Audit(0, 0, 0, 0))
 
     @property
     def cell_counts(self) -> dict[str, int]:

@@ -7,6 +7,7 @@ name and removed, or, where a finished result had been moved aside for a new one
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -230,6 +231,7 @@ def summary(result: SlideResult) -> dict[str, Any]:
         "area_mm2": dict(result.area_mm2),
         "cells": result.cell_counts,
         "rejected_because": result.refusals,
+        "audit": dataclasses.asdict(result.audit),
         "counts": dict(d.counts),
         "leukocytes": d.leukocytes,
         "differential_percent": dict(d.percent),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from smears import GROUND, UM_PER_PX, GradedSmear, feathered, graded_smear, monolayer, thick, write_rgba
 
 from slidescreen.demo import paint_smear
-from slidescreen.errors import UsageError
+from slidescreen.errors import AuditError, UsageError
 from slidescreen.geometry import Box, Size
 from slidescreen.monolayer import MonolayerSettings, check_areas, map_area, with_aoi
 from slidescreen.monolayer.aoi import blocks_in
@@ -78,9 +78,9 @@ def test_areas_add_up_and_only_the_monolayer_is_screened(graded: AreaMap, smear:
 
 
 def test_sums_that_do_not_agree_are_named(graded: AreaMap) -> None:
-    with pytest.raises(AssertionError, match="area classes add up"):
+    with pytest.raises(AuditError, match="area classes add up"):
         check_areas({**graded.area_mm2, "ink": 5.0})
-    with pytest.raises(AssertionError, match="screened and not screened"):
+    with pytest.raises(AuditError, match="screened and not screened"):
         check_areas({**graded.area_mm2, "screened": 5.0})
 
 

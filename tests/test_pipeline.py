@@ -13,10 +13,11 @@ from slidescreen.batch import identify
 from slidescreen.classify import ClassifySettings, TorchClassifier
 from slidescreen.config import Settings
 from slidescreen.demo import PaintedCell
-from slidescreen.errors import ReadError
+from slidescreen.detect import find_cells
+from slidescreen.errors import AuditError, ReadError
 from slidescreen.model import DEFAULT_MODEL, find_model
 from slidescreen.pipeline import screen_slide
-from slidescreen.records import RgbImage, SlideResult
+from slidescreen.records import Area, RgbImage, SlideResult
 from slidescreen.slide import open_slide
 
 GOLDEN = Path(__file__).parent / "golden" / "painted_smear.json"
@@ -120,3 +121,23 @@ def test_a_scan_whose_fine_level_is_lost_fails(tmp_path: Path, smear: tuple[RgbI
     settings = replace(Settings())
     with pytest.raises(ReadError, match="cannot be decoded"):
         screen(path, StandIn(), settings)
+
+
+def test_every_body_is_accounted_for(result: SlideResult) -> None:
+    audit = result.audit
+    assert audit.bodies == audit.duplicates + audit.outside + audit.cells
+    assert audit.cells == len(result.cells) == result.cell_counts["found"]
+    assert sum(result.cell_counts.values()) == 2 * audit.cells
+    classes = sum(result.area_mm2[kind.key] for kind in Area)
+    assert classes == pytest.approx(3072 * 2048 * result.slide.scale.um_per_px**2 * 1e-6, rel=1e-6)
+    assert result.area_mm2["screened"] + result.area_mm2["not_screened"] == pytest.approx(result.area_mm2["scanned"])
+
+
+def test_an_account_that_does_not_close_fails_the_slide(scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lossy(*arguments: object) -> object:
+        cells = list(find_cells(*arguments))  # type: ignore[arg-type]
+        return iter(cells[1:])
+
+    monkeypatch.setattr("slidescreen.pipeline.find_cells", lossy)
+    with pytest.raises(AuditError, match="the cells do not add up"):
+        screen(scan, StandIn())

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from slidescreen.errors import ReadError
+from slidescreen.errors import AuditError, ReadError
 from slidescreen.geometry import Box, Size, area_mm2
 from slidescreen.monolayer.aoi import blocks_in, with_aoi
 from slidescreen.monolayer.blocks import SUMS, Look, block_sums, fill_colour, measure_look, sum_blocks
@@ -82,11 +82,11 @@ def map_area(slide: Slide, scale: Scale, settings: MonolayerSettings) -> AreaMap
 
 
 def check_areas(areas: Mapping[str, float]) -> None:
-    """Raise AssertionError, naming the sums, unless every um^2 is of one class and either screened or not."""
+    """Raise AuditError, naming the sums, unless every um^2 is of one class and either screened or not."""
     classes = sum(areas[kind.key] for kind in Area if kind != Area.UNSCANNED)
     for name, total in (("area classes", classes), ("screened and not screened", areas["screened"] + areas["not_screened"])):
         if abs(total - areas["scanned"]) > 1e-9 + 1e-6 * areas["scanned"]:
-            raise AssertionError(f"{name} add up to {total:.9g} mm2, but {areas['scanned']:.9g} mm2 were scanned")
+            raise AuditError(f"{name} add up to {total:.9g} mm2, but {areas['scanned']:.9g} mm2 were scanned")
 
 
 def _look_at_all(slide: Slide, grid: Grid, um_per_px: float, survey: _Survey) -> None:

@@ -191,8 +191,12 @@ def fates(result: SlideResult) -> list[Line]:
     """What became of every stained body that was found."""
     counts, leukocytes = result.cell_counts, result.differential.leukocytes
     beside = counts["typed"] - leukocytes
+    audit = result.audit
     return [
-        Line("Found", str(counts["found"]), "stained bodies"),
+        Line("Seen in all tiles", str(audit.bodies), "stained bodies, those in the overlap of tiles more than once"),
+        Line("Duplicates removed", str(audit.duplicates), "counted by the one tile that holds their centre"),
+        Line("Outside the screened area", str(audit.outside)),
+        Line("Found", str(counts["found"]), "stained bodies, each once"),
         Line("Typed", str(counts["typed"]), f"{leukocytes} leukocytes; {beside} smudge cells and erythroblasts"),
         Line("Unsure", str(counts["unsure"]), "no class likely enough; not counted"),
         Line("Edge", str(counts["edge"]), "cut by the border of the scan; not counted"),
