@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,6 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from slidescreen.classify import Classifier, classify
 from slidescreen.config import Settings
@@ -71,24 +71,26 @@ class RunOptions:
 def list_scans(arguments: Sequence[str], out: Path) -> list[Path]:
     """Files, folders (searched through) and globs -> the scans, each once, in the order given.
 
-    Files that do not exist stay in the list, to fail by name. Raises UsageError when a folder or glob holds no scan.
+    Files that do not exist, and folders and globs without scans, stay in the list, to fail by name. Raises UsageError when
+    there is nothing else.
     """
     paths: list[Path] = []
+    nothing: list[str] = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
             found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SCAN_SUFFIXES and _visible(p, path, out)]
-            if not found:
-                raise UsageError(f"{path}: no scans in this folder (looked for {', '.join(sorted(SCAN_SUFFIXES))})")
-            paths += found
+            paths += found or [path]
+            nothing += [] if found else [f"{path}: no scans in this folder (looked for {', '.join(sorted(SCAN_SUFFIXES))})"]
         elif not path.exists() and glob.has_magic(argument):
             names = glob.glob(argument, recursive=True)  # noqa: PTH207  # pathlib globs from a folder only
             matched = sorted(Path(p) for p in names if Path(p).is_file())
-            if not matched:
-                raise UsageError(f"{argument}: no file matches; check the pattern")
-            paths += matched
+            paths += matched or [path]
+            nothing += [] if matched else [f"{argument}: no file matches; check the pattern"]
         else:
             paths.append(path)
+    if len(nothing) == len(paths):
+        raise UsageError("; ".join(nothing) or "no scans were named")
     once: dict[Path, Path] = {}
     for path in paths:
         once.setdefault(path.resolve(), path)
@@ -123,7 +125,8 @@ def identify(
     except OSError as error:
         raise OpenError(f"{slide.path}: cannot be read ({error.strerror}); check the disk or the network share") from error
     path = slide.path
-    return SlideInfo(str(path), slide_id(path, print_), slide.vendor, slide.size, scale, print_, slide.reader)
+    printable = os.fsencode(path).decode("utf-8", "replace")
+    return SlideInfo(printable, slide_id(path, print_), slide.vendor, slide.size, scale, print_, slide.reader)
 
 
 def run_slide(path: Path, classifier: Classifier, settings: Settings, options: RunOptions, progress: Progress) -> SlideDone:
@@ -208,9 +211,9 @@ def classify_images(
     for path in paths:
         try:
             held.append((path, patch_of_image(read_image(path), um_per_px)))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else "not an image that can be read"
-            yield SlideFailure(path, OpenError(f"{path}: {reason} ({type(error).__name__}); copy it again or leave it out"))
+        except (OSError, ValueError, SyntaxError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).replace(str(path), "it").split())
+            yield SlideFailure(path, OpenError(f"{path}: not an image that can be read ({reason}); mend it or leave it out"))
         if len(held) == classifier.batch_size:
             yield from _typed(held, classifier)
             held = []

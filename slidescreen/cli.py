@@ -7,6 +7,7 @@ is imported inside the commands.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -31,6 +32,7 @@ app = typer.Typer(
     help="Screens the leukocytes of scanned blood smears for blasts and atypical cells. Research use; "
     "needs review by a morphologist.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -61,7 +63,7 @@ def run(
         str,
         typer.Option("--aoi", help="auto: the monolayer; all: everything scanned; x,y,w,h or FILE.geojson in level-0 px."),
     ] = "",
-    settings: Annotated[Path | None, typer.Option("--settings", help="TOML file; see README.")] = None,
+    settings: Annotated[Path | None, typer.Option("--settings", readable=False, help="TOML file; see README.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo scans whose results are current.")] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="Do not keep patches.zarr.")] = False,
     verbose: VerboseOption = False,
@@ -107,12 +109,11 @@ def classify(
     """Type images of single cells (the central 29 um of each) into a CSV file."""
     _start_log(verbose, False)
     from slidescreen.batch import SlideFailure, classify_images, list_images
-    from slidescreen.scale import resolve_scale
     from slidescreen.store import write_predictions
     from slidescreen.taxonomy import ATYPICAL, BLAST, probability_of
 
     paths = list_images(images)
-    resolve_scale(paths[0], None, um_per_px)
+    _plausible(um_per_px)
     classifier = _classifier(model, _settings(None, device, batch_size, ""))
     classes = classifier.card.classes
     failures: list[SlideFailure] = []
@@ -136,7 +137,7 @@ def classify(
 
 @app.command()
 def info(
-    scan: Annotated[Path, typer.Argument(metavar="SCAN")],
+    scan: Annotated[Path, typer.Argument(metavar="SCAN", readable=False)],
     um_per_px: Annotated[float | None, typer.Option("--um-per-px", help="um per level-0 pixel.")] = None,
     verbose: VerboseOption = False,
 ) -> None:
@@ -190,7 +191,7 @@ def demo(
 
 @app.command()
 def selfcheck(
-    scan: Annotated[Path, typer.Argument(metavar="SCAN")],
+    scan: Annotated[Path, typer.Argument(metavar="SCAN", readable=False)],
     um_per_px: Annotated[str, typer.Option("--um-per-px", help="um per level-0 pixel, or auto.")] = "",
     model: ModelOption = "",
     device: DeviceOption = "",
@@ -232,9 +233,17 @@ def _wanted_scale(text: str) -> float | Literal["auto"] | None:
     if text in ("", "auto"):
         return "auto" if text else None
     try:
-        return float(text)
+        return _plausible(float(text))
     except ValueError:
         raise UsageError(f"--um-per-px {text}: must be a number, for instance 0.0725, or auto") from None
+
+
+def _plausible(um_per_px: float) -> float:
+    from slidescreen.scale import MAX_UM_PER_PX, MIN_UM_PER_PX
+
+    if not MIN_UM_PER_PX <= um_per_px <= MAX_UM_PER_PX:
+        raise UsageError(f"--um-per-px {um_per_px:g}: must lie in {MIN_UM_PER_PX}-{MAX_UM_PER_PX}")
+    return um_per_px
 
 
 def _settings(path: Path | None, device: str, batch_size: int, aoi: str, trust_scale: bool = False) -> Settings:
@@ -262,11 +271,20 @@ def _classifier(model: str, settings: Settings) -> TorchClassifier:
     return TorchClassifier(find_model(model or DEFAULT_MODEL), settings.classify)
 
 
+def _print(line: str) -> None:
+    """One line on standard output. When nobody reads it any more the run goes on without."""
+    try:
+        typer.echo("".join(c if c.isprintable() else " " for c in line))
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # until the process ends
+
+
 def _print_done(done: SlideDone) -> None:
     report = done.folder / "report.html"
     d = done.differential
     if d is None:
-        typer.echo(f"{done.path}: already current -> {report}")
+        _print(f"{done.path}: already current -> {report}")
         return
 
     def said(name: str, fraction: Any) -> str:
@@ -275,7 +293,7 @@ def _print_done(done: SlideDone) -> None:
         low, high = fraction.ci95
         return f"{name} {100 * fraction.fraction:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
 
-    typer.echo(f"{done.path}: {d.leukocytes} leukocytes, {said('blasts', d.blast)}, {said('atypical', d.atypical)} -> {report}")
+    _print(f"{done.path}: {d.leukocytes} leukocytes, {said('blasts', d.blast)}, {said('atypical', d.atypical)} -> {report}")
     for warning in done.warnings:
         log.warning("%s: %s", done.path, warning)
 
@@ -292,7 +310,7 @@ def _print_failure(failure: SlideFailure, verbose: bool) -> None:
             what,
         )
     if verbose:
-        log.error("%s", "".join(traceback.format_exception(failure.error)).rstrip())
+        log.error("%s", "".join(traceback.format_exception(failure.error)).rstrip(), extra={"lines": True})
 
 
 class _Bars:
@@ -358,6 +376,8 @@ def main() -> None:
         code = _say(error, 2)
     except SlidescreenError as error:
         code = _say(error, 1)
+    except OSError as error:
+        code = _say(SlidescreenError(f"{error.filename or 'output'}: {error.strerror or error}; check disk and permissions"), 1)
     except (KeyboardInterrupt, SystemExit) as ended:
         if isinstance(ended, SystemExit) and ended.code != TYPER_INTERRUPTED:
             raise
@@ -368,5 +388,5 @@ def main() -> None:
 
 def _say(error: SlidescreenError, code: int) -> int:
     log.error("%s", error)
-    log.debug("%s", "".join(traceback.format_exception(error)).rstrip())
+    log.debug("%s", "".join(traceback.format_exception(error)).rstrip(), extra={"lines": True})
     return code

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import tomllib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from slidescreen.classify import ClassifySettings
 from slidescreen.detect import DetectSettings
@@ -17,6 +16,14 @@ from slidescreen.differential import DifferentialSettings
 from slidescreen.errors import UsageError
 from slidescreen.monolayer import MonolayerSettings
 from slidescreen.scale import ScaleSettings
+
+ORDERED: Final = (
+    ("stain_floor", "stain_ceiling"),
+    ("candidate_um2", "min_nucleus_um2"),
+    ("min_nucleus_um2", "max_nucleus_um2"),
+)
+"""Settings of the finder of which the first must not lie above the second."""
+MAX_SETTING: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +44,11 @@ class Settings:
         for name, value in dataclasses.asdict(self.detect).items():
             if not value > 0:
                 raise UsageError(f"setting detect.{name} = {value:g}: must be positive")
-        if self.detect.stain_floor > self.detect.stain_ceiling:
-            raise UsageError("setting detect.stain_floor lies above detect.stain_ceiling")
+        for low, high in ORDERED:
+            if getattr(self.detect, low) > getattr(self.detect, high):
+                raise UsageError(f"setting detect.{low} lies above detect.{high}")
         if self.classify.batch_size < 0:
-            raise UsageError(f"--batch-size {self.classify.batch_size}: must be positive")
+            raise UsageError(f"batch size {self.classify.batch_size}: must be positive, or 0 to choose")
 
     def result_settings(self) -> dict[str, Any]:
         """The settings on which results depend, as plain values: all but device and batch size."""
@@ -53,7 +61,7 @@ def load_settings(path: Path) -> Settings:
     Raises UsageError naming the key that is unknown or of the wrong kind.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: settings cannot be read ({error.strerror}); check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -65,7 +73,10 @@ def load_settings(path: Path) -> Settings:
         if not isinstance(table, dict):
             raise UsageError(f"{path}: {name} must be a table, [{name}]")
         parts[name] = _stage(path, name, typing.cast(Any, stages[name]), table)
-    return Settings(**parts)
+    try:
+        return Settings(**parts)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def _stage(path: Path, name: str, kind: Any, table: dict[str, Any]) -> Any:
@@ -88,9 +99,11 @@ def _checked(what: str, hint: Any, value: Any) -> Any:
         if not isinstance(value, hint):
             raise UsageError(f"{what} = {value!r}: must be {'true or false' if hint is bool else 'text'}")
         return value
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
     if not number or (hint is int and not isinstance(value, int)):
         raise UsageError(f"{what} = {value!r}: must be a {'whole ' if hint is int else ''}number")
+    if abs(value) > MAX_SETTING:
+        raise UsageError(f"{what} = {value:.3g}: must lie below {MAX_SETTING}")
     return hint(value)
 
 

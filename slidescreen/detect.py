@@ -306,8 +306,7 @@ def find_cells(
     um_per_px = scale.um_per_px * grid.downsample
     for tile in tiles:
         pixels = read_grid(slide, grid, tile.window)
-        lost = np.count_nonzero(_inner(pixels.state, tile) == PixelState.UNREADABLE)
-        tally.unreadable_px += lost * grid.downsample**2
+        tally.unreadable_px += _newly_lost(pixels.state, tile, grid, area)
         cells = []
         for body in detector.find(pixels.rgb, um_per_px):
             centre = Point(_step(body.centre.x) + tile.window.x, _step(body.centre.y) + tile.window.y)
@@ -328,9 +327,16 @@ def _step(value: float) -> float:
     return round(value * CENTRE_STEPS) / CENTRE_STEPS
 
 
-def _inner(state: NDArray[np.uint8], tile: Tile) -> NDArray[np.uint8]:
+def _newly_lost(state: NDArray[np.uint8], tile: Tile, grid: Grid, area: AreaMap) -> float:
+    """Level-0 px of the core that cannot be decoded at this level and were taken for screened at the low one."""
     y, x = tile.core.y - tile.window.y, tile.core.x - tile.window.x
-    return state[y : y + tile.core.height, x : x + tile.core.width]
+    lost = np.argwhere(state[y : y + tile.core.height, x : x + tile.core.width] == PixelState.UNREADABLE)
+    if not len(lost):
+        return 0.0
+    scale = grid.downsample / area.overview.downsample
+    places = ((lost + np.array([tile.core.y + 0.5, tile.core.x + 0.5])) * scale).astype(int)
+    rows, columns = np.minimum(places, np.array(area.overview.screened.shape) - 1).T
+    return float(np.count_nonzero(area.overview.screened[rows, columns]) * grid.downsample**2)
 
 
 def _cell(

@@ -49,8 +49,7 @@ def screen_cells(
     for number, prediction in enumerate(predictions, start=1):
         cell, p = prediction.cell, prediction.probabilities
         if p is None:
-            status = "rejected" if cell.refusal else "edge"
-            yield ScreenedCell(number, cell, "rejected" if status == "rejected" else "edge", "", None, None, None)
+            yield ScreenedCell(number, cell, "rejected" if cell.refusal else "edge", "", None, None, None)
             continue
         best = int(np.argmax(p))
         yield ScreenedCell(

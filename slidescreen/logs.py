@@ -8,10 +8,21 @@ import sys
 from datetime import UTC, datetime
 
 
+def _one_line(record: logging.LogRecord) -> str:
+    """The message on one line, unless it is a traceback (extra={"lines": True})."""
+    text = record.getMessage()
+    return text if getattr(record, "lines", False) else "".join(c if c.isprintable() else " " for c in text)
+
+
+class _PlainLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _one_line(record)
+
+
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        return json.dumps({"time": when, "level": record.levelname.lower(), "message": record.getMessage()}, ensure_ascii=False)
+        return json.dumps({"time": when, "level": record.levelname.lower(), "message": _one_line(record)}, ensure_ascii=False)
 
 
 def start_log(*, verbose: bool, as_json: bool) -> None:
@@ -19,7 +30,12 @@ def start_log(*, verbose: bool, as_json: bool) -> None:
     root = logging.getLogger("slidescreen")
     root.handlers.clear()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(message)s"))
+    handler.setFormatter(_JsonLines() if as_json else _PlainLines())
     root.addHandler(handler)
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
     root.propagate = False
+    for library in ("tifffile", "tiffslide", "py.warnings"):  # what matters of theirs comes back as an error or a count
+        foreign = logging.getLogger(library)
+        foreign.handlers = [handler if verbose else logging.NullHandler()]
+        foreign.propagate = False
+    logging.captureWarnings(True)

@@ -90,7 +90,7 @@ def load_card(folder: Path) -> ModelCard:
         card = _card(folder.resolve().name, data)
     except KeyError as error:
         raise ModelError(f"{path}: field {error} is missing; complete the card") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{path}: {error}; correct the card") from None
     return card
 

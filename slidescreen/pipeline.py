@@ -23,6 +23,7 @@ from slidescreen.overlap import Ahead, Clock
 from slidescreen.patches import cut_patches
 from slidescreen.records import Area, AreaMap, Audit, Differential, Patch, ScaleCheck, ScreenedCell, SlideInfo, SlideResult
 from slidescreen.slide import Slide
+from slidescreen.taxonomy import BLAST
 
 VERSION: Final = version("slidescreen")
 CELLS_AHEAD: Final = 512
@@ -160,6 +161,12 @@ def _warnings(areas: dict[str, float], cells: list[ScreenedCell], d: Differentia
         yield "No leukocytes were counted: no percentages of leukocytes are given."
     elif d.leukocytes < 200:
         yield f"Only {d.leukocytes} leukocytes were counted; a manual differential counts 200 or more. The limits are wide."
+    labelled = 100 * sum(d.counts[code] for code in BLAST) / d.leukocytes if d.leukocytes else 0.0
+    if d.blast.fraction is not None and abs(labelled - 100 * d.blast.fraction) > 5:
+        yield (
+            f"{labelled:.1f} % of the leukocytes are labelled MYO or MOB, but {100 * d.blast.fraction:.1f} % reach "
+            f"P(blast) {d.blast.threshold:g}: many calls are uncertain."
+        )
     if areas["unreadable"]:
         yield f"{areas['unreadable']:.3g} mm2 of the scan could not be decoded and was not screened."
     clumps = sum("clump" in c.cell.refusal for c in cells)

@@ -39,8 +39,8 @@ REPORT: Final = "report.html"
 OVERVIEW: Final = "overview.jpg"
 
 SHARD: Final = 64
-STEM_BYTES: Final = 120
 """Patches per file of `patches.zarr`; each patch is a chunk of its own in it."""
+STEM_BYTES: Final = 120
 
 COLUMNS: Final = (
     *("cell_id", "x_px", "y_px", "xmin_px", "ymin_px", "xmax_px", "ymax_px", "status", "label"),
@@ -53,7 +53,8 @@ Row = dict[str, str | int | float | None]
 
 def slide_id(path: Path, fingerprint: str) -> str:
     """File stem, cut to 120 bytes, plus 8 hex digits of the fingerprint."""
-    stem = path.stem.encode("utf-8", "surrogateescape")[:STEM_BYTES].decode("utf-8", "ignore").strip() or "slide"
+    stem = os.fsencode(path.stem)[:STEM_BYTES].decode("utf-8", "ignore").strip() or "slide"
+    stem = "".join(c if c.isprintable() else "_" for c in stem)
     return f"{stem.lstrip('.') or 'slide'}-{fingerprint[:8]}"
 
 
@@ -68,10 +69,10 @@ class ResultFolder:
         self.path = out / f".{slide_id}.partial-{socket.gethostname()}-{os.getpid()}"
         try:
             self.path.mkdir(parents=True)
+            self._patches = PatchWriter(self.path / PATCHES)
         except OSError as error:
+            shutil.rmtree(self.path, ignore_errors=True)
             raise _output_error(out, error) from error
-        self._patches = PatchWriter(self.path / PATCHES)
-        self._kept: list[Path] = []
 
     def keep_patches(self, patches: Iterable[Patch]) -> Iterator[Patch]:
         """Write each patch in passing, in order."""
@@ -94,8 +95,8 @@ class ResultFolder:
         patches: bool,
     ) -> None:
         """Write every file of the contract; `patches=False` drops the patch store once the report has been drawn from it."""
-        stored: Any = self.finish_patches()
         try:
+            stored: Any = self.finish_patches()
             (self.path / REPORT).write_text(render(result, stored), encoding="utf-8")
             _write_json(self.path / SUMMARY, summary(result))
             _write_tables(self.path, result)

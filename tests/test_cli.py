@@ -133,6 +133,8 @@ def test_wrong_use_is_exit_code_2(scan: Path, tmp_path: Path) -> None:
         ("run", scan, *out, "--settings", tmp_path / "s.toml"): "unknown setting detect.speed",
         ("run", scan, *out, "--aoi", "some"): "use auto or all",
         ("run", tmp_path / "*.svs", *out): "no file matches",
+        ("run", scan, *out, "--um-per-px", "nan"): "--um-per-px nan: must lie in 0.03-1.0",
+        ("run", scan, *out, "--um-per-px", "wide"): "must be a number",
         ("classify", tmp_path / "altered", "--um-per-px", "0.07"): "no images found",
         ("classify", scan): "Missing option",
     }
@@ -222,6 +224,31 @@ def test_killed_leaves_no_result_and_the_next_run_cleans_up(scan: Path, tmp_path
     (folder,) = tmp_path.iterdir()
     assert folder.name.startswith("smear-")
     assert (folder / "report.html").is_file()
+
+
+def test_the_batch_goes_on_when_nobody_reads_its_output(scan: Path, empty_scan: Path, tmp_path: Path) -> None:
+    process = start("run", scan, empty_scan, "-o", tmp_path)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    assert process.wait(timeout=120) == 0, errors
+    assert "Traceback" not in errors
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_odd_names_stay_on_one_line(scan: Path, tmp_path: Path) -> None:
+    names = [b"new\nline.tif", b"bad\xff\xe9.tif", "ü [1] ñ.tif".encode()]
+    paths = [tmp_path / os.fsdecode(name) for name in names]
+    for path in paths:
+        path.write_bytes(scan.read_bytes())
+    done = subprocess.run(
+        [*COMMAND, "run", *paths, "-o", tmp_path / "out", "--no-patches"], capture_output=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert len(done.stdout.splitlines()) == 3
 
 
 def test_help_needs_no_heavy_import() -> None:

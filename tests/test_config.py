@@ -32,6 +32,8 @@ def test_what_is_not_named_keeps_its_default(tmp_path: Path) -> None:
         ("[differential]\nblast_threshold = nan", "must be a number"),
         ("[classify]\nbatch_size = 2.5", "must be a whole number"),
         ("[classify]\nbatch_size = -2", "must be positive"),
+        ("[detect]\nmin_nucleus_um2 = 600", "min_nucleus_um2 lies above detect.max_nucleus_um2"),
+        ("[detect]\nsplit_um = 1e300", "must lie below"),
         ("[classify]\ndevice = 'tpu'", "must be one of auto, cpu, cuda"),
         ("[detect]\nsplit_um = 0", "must be positive"),
         ("[detect]\nstain_floor = 0.9", "stain_floor lies above"),
@@ -42,6 +44,12 @@ def test_what_is_not_named_keeps_its_default(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load(tmp_path, text)
+
+
+def test_messages_name_the_file_and_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"settings\.toml: setting detect\.split_um = -1"):
+        load(tmp_path, "[detect]\nsplit_um = -1")
+    assert load(tmp_path, "\ufeff[classify]\nbatch_size = 3").classify.batch_size == 3
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

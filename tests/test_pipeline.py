@@ -141,3 +141,18 @@ def test_an_account_that_does_not_close_fails_the_slide(scan: Path, monkeypatch:
     monkeypatch.setattr("slidescreen.pipeline.find_cells", lossy)
     with pytest.raises(AuditError, match="the cells do not add up"):
         screen(scan, StandIn())
+
+
+def test_unreadable_area_is_counted_once(tmp_path: Path, smear: tuple[RgbImage, list[PaintedCell]]) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, smear[0], tile=(256, 256), photometric="rgb", compression="jpeg", resolution=(1e4 / 0.0725,) * 2, resolutionunit=3
+    )
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        offset, length = page.dataoffsets[30], page.databytecounts[30]  # type: ignore[union-attr]
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(length))
+    result = screen(path, StandIn())
+    assert result.area_mm2["unreadable"] == pytest.approx(256 * 256 * 0.0725**2 * 1e-6, rel=0.05)

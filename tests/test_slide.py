@@ -16,6 +16,7 @@ from PIL import Image
 from slidescreen.errors import OpenError
 from slidescreen.geometry import Box
 from slidescreen.slide import READERS, PixelState, Slide, choose_grid, fingerprint, open_slide, read_grid, read_image
+from slidescreen.slide.truncation import missing_from
 
 RNG = np.random.default_rng(5)
 IMAGE: NDArray[np.uint8] = np.repeat(np.repeat(RNG.integers(0, 256, (75, 101, 3), np.uint8), 9, 0), 8, 1)
@@ -230,6 +231,46 @@ def test_gray_and_16_bit_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(path, IMAGE.astype(np.uint16) * 200, photometric="rgb", rowsperstrip=16)
     with pytest.raises(OpenError, match="not an 8-bit RGB image"):
         open_slide(path)
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize("kind", ["cmyk", "gray", "deep"])
+def test_what_is_not_8_bit_rgb_is_refused_by_every_reader(tmp_path: Path, kind: str, tiled: bool) -> None:
+    path = tmp_path / "a.tif"
+    layout: dict[str, object] = {"tile": (128, 128)} if tiled else {"rowsperstrip": 64}
+    if kind == "cmyk":
+        tifffile.imwrite(path, np.dstack([IMAGE, IMAGE[..., :1]]), photometric="separated", **layout)
+    elif kind == "gray":
+        tifffile.imwrite(path, IMAGE[..., 0].copy(), photometric="minisblack", **layout)
+    else:
+        tifffile.imwrite(path, IMAGE.astype(np.uint16) * 200, photometric="rgb", **layout)
+    with pytest.raises(OpenError, match=r"not an 8-bit RGB image .*export it from the scanner as 8-bit RGB"):
+        open_slide(path)
+
+
+def test_a_scan_that_broke_off_between_its_levels_is_truncated(scan: Path, tmp_path: Path) -> None:
+    whole = scan.read_bytes()
+    with tifffile.TiffFile(scan) as tiff:
+        last = tiff.pages[-1].offset  # type: ignore[union-attr]
+    for end in (last - 1, last + 3):
+        (tmp_path / "cut.tif").write_bytes(whole[:end])
+        with pytest.raises(OpenError, match=rf"truncated: it goes on at byte {last}, but ends"):
+            open_slide(tmp_path / "cut.tif")
+    assert missing_from(scan) is None
+    assert missing_from(Path(__file__)) is None
+
+
+def test_a_huge_plain_image_is_refused_before_decoding(tmp_path: Path) -> None:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")))
+    with pytest.raises(OpenError, match="too large for a plain image"):
+        open_slide(tmp_path / "bomb.png")
 
 
 def test_single_images_for_classification(tmp_path: Path) -> None:

@@ -12,15 +12,13 @@ from typing import Any, Final
 
 import jinja2
 
-from slidescreen.records import SlideResult
+from slidescreen.records import PATCH_UM, SlideResult
 from slidescreen.report import gallery, images, overview, tables, wording
 from slidescreen.report.images import PatchSource
 from slidescreen.taxonomy import BY_CODE, CLASSES
 
 __all__ = ["render"]
 
-PATCH_UM: Final = 29.0
-"""Side of a patch (see `records.Patch`)."""
 TILE_BAR_UM: Final = 5.0
 """Length of the size bar on every picture of a cell."""
 

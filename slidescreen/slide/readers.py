@@ -6,6 +6,7 @@ A reader is one open handle. It is used by one thread of one process; `Slide` op
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,15 @@ class OpenSlideReader(_OpenSlideLike):
     prefix = "openslide"
 
     def __init__(self, path: Path) -> None:
-        self._adopt(openslide.OpenSlide(path))
+        slide = openslide.OpenSlide(path)
+        try:
+            self._adopt(slide)
+            if self.vendor == "generic-tiff":
+                with tifffile.TiffFile(path) as tiff:
+                    _require_rgb(tiff.pages.first)
+        except BaseException:
+            slide.close()
+            raise
 
 
 class TiffSlideReader(_OpenSlideLike):
@@ -136,18 +145,20 @@ class TiffSlideReader(_OpenSlideLike):
     def __init__(self, path: Path) -> None:
         slide = tiffslide.TiffSlide(path)
         try:
-            baseline = slide.ts_tifffile.series[0]
-            _require_rgb(baseline.dtype, baseline.shape, baseline.axes)
+            _require_rgb(slide.ts_tifffile.series[0].keyframe)
             self._adopt(slide)
         except BaseException:
             slide.close()
             raise
 
 
-def _require_rgb(dtype: Any, shape: tuple[int, ...], axes: str) -> None:
-    samples = shape[axes.index("S")] if "S" in axes else 1
-    if np.dtype(dtype) != np.uint8 or samples not in (3, 4) or set(axes) != set("YXS"):
-        raise ValueError(f"not an 8-bit RGB image (axes {axes}, shape {shape}, {np.dtype(dtype).name})")
+def _require_rgb(page: Any) -> None:
+    """Raise ValueError unless a TIFF page is 8-bit RGB (also stored as YCbCr) with or without alpha; CMYK is not."""
+    colours = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+    samples = 3 + len(page.extrasamples)
+    if page.dtype != np.uint8 or page.photometric not in colours or page.samplesperpixel != samples or samples > 4:
+        kind = getattr(page.photometric, "name", page.photometric)
+        raise ValueError(f"not an 8-bit RGB image ({kind}, {page.samplesperpixel} x {page.bitspersample} bit)")
 
 
 class TifffileReader:
@@ -159,7 +170,9 @@ class TifffileReader:
         self._tiff = tifffile.TiffFile(path)
         try:
             series = max(self._tiff.series, key=lambda s: math.prod(s.shape))
-            _require_rgb(series.dtype, series.shape, series.axes)
+            _require_rgb(series.keyframe)
+            if set(series.axes) != set("YXS"):
+                raise ValueError(f"not a plain image (axes {series.axes})")
             self._planar = series.axes.startswith("S")
             self._pages = [level.keyframe for level in series.levels]
             self.sizes = tuple(Size(p.imagewidth, p.imagelength) for p in self._pages)
@@ -222,9 +235,7 @@ class ImageReader:
     stated_scale: StatedScale | None = None
 
     def __init__(self, path: Path) -> None:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as image:
-            if image.width * image.height > MAX_IMAGE_PX:
-                raise ValueError(f"{image.width} x {image.height} px is too large for a plain image; use a tiled TIFF")
+        with _open_image(path, ("PNG", "JPEG", "WEBP", "BMP")) as image:
             self._pixels = np.asarray(image.convert("RGBA" if image.mode in ("RGBA", "LA", "P") else "RGB"))
         self.sizes: tuple[Size, ...] = (Size(self._pixels.shape[1], self._pixels.shape[0]),)
 
@@ -242,14 +253,26 @@ READERS: Final[tuple[type[Reader], ...]] = (OpenSlideReader, TiffSlideReader, Ti
 """In the order in which they are tried."""
 
 
+def _open_image(path: Path, formats: tuple[str, ...] | None) -> Image.Image:
+    """Raises ValueError for more than 200 megapixels, before anything is decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(path, formats=formats)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"too large for a plain image; use a tiled TIFF ({error})") from error
+    if image.width * image.height > MAX_IMAGE_PX:
+        image.close()
+        raise ValueError(f"{image.width} x {image.height} px is too large for a plain image; use a tiled TIFF")
+    return image
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """A single image of any format Pillow knows -> (h, w, 3) uint8 RGB, alpha dropped as Matek et al. 2019 do.
 
     Raises OSError or ValueError when it cannot be decoded or is too large.
     """
-    with Image.open(path) as image:
-        if image.width * image.height > MAX_IMAGE_PX:
-            raise ValueError(f"{image.width} x {image.height} px is too large for a cell image")
+    with _open_image(path, None) as image:
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"not an 8-bit RGB image (mode {image.mode})")
         return np.asarray(image.convert("RGB"))

@@ -20,6 +20,7 @@ from slidescreen.geometry import Box, Size
 from slidescreen.records import RgbImage
 from slidescreen.slide.fingerprint import fingerprint
 from slidescreen.slide.readers import READERS, ImageReader, Reader, StatedScale
+from slidescreen.slide.truncation import missing_from
 
 CACHE_BYTES: Final = 192 << 20
 
@@ -219,8 +220,29 @@ def open_slide(path: Path, readers: Sequence[type[Reader]] = READERS) -> Slide:
         if handle is not best[1]:
             handle.close()
     if best is not None:
+        _require_whole(path, best[1])
         return Slide(path, *best)
-    raise OpenError(
+    raise OpenError(_refusal(path, reasons))
+
+
+def _require_whole(path: Path, reader: Reader) -> None:
+    start = missing_from(path) if reader.vendor in ("generic-tiff", "unknown", "ome") else None
+    if start is not None:
+        reader.close()
+        raise OpenError(
+            f"{path}: truncated: it goes on at byte {start}, but ends at byte {path.stat().st_size}; "
+            "copy it again from the scanner"
+        )
+
+
+def _refusal(path: Path, reasons: list[str]) -> str:
+    colours = [reason for reason in reasons if "not an 8-bit RGB image" in reason]
+    if colours:
+        return f"{path}: {colours[0].split(': ', 1)[1]}; export it from the scanner as 8-bit RGB"
+    start = missing_from(path)
+    if start is not None:
+        return f"{path}: truncated: it goes on at byte {start}, but ends before; copy it again from the scanner"
+    return (
         f"{path}: not a scan that can be read ({'; '.join(reasons)}). Likely a truncated, damaged or foreign file: "
         "copy it again from the scanner, or convert it to a tiled pyramidal TIFF"
     )
@@ -237,7 +259,7 @@ def _sees_all(reader: Reader) -> bool:
 def _require_file(path: Path) -> None:
     try:
         if path.is_dir():
-            raise OpenError(f"{path}: is a folder, not a scan; name the scans in it")
+            raise OpenError(f"{path}: is a folder without scans")
         with path.open("rb") as file:
             if not file.read(1):
                 raise OpenError(f"{path}: the file is empty (0 bytes); copy it again from the scanner")
