@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -343,6 +344,8 @@ class _Bars:
 
         def report(tiles: int, total: int, cells: int) -> None:
             nonlocal told
+            if _stopped.is_set():
+                raise KeyboardInterrupt
             if self._bar is not None:
                 self._bar.update(self._task, completed=tiles, total=total, cells=cells)
             elif time.monotonic() - told > 60:
@@ -363,13 +366,20 @@ def _start_log(verbose: bool, as_json: bool) -> None:
     start_log(verbose=verbose, as_json=as_json)
 
 
-def _terminate(_signal: int, _frame: object) -> NoReturn:
+_stopped = threading.Event()
+"""Set by SIGINT and SIGTERM. An exception raised by a signal can be lost where Python ignores errors (in a destructor); the
+event is looked at after every cell."""
+
+
+def _stop(_signal: int, _frame: object) -> NoReturn:
+    _stopped.set()
     raise KeyboardInterrupt
 
 
 def main() -> None:
     """Entry point: run a command and exit with its code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for blow in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(blow, _stop)
     try:
         app()
     except (UsageError, ModelError) as error:

@@ -131,7 +131,7 @@ def test_wrong_use_is_exit_code_2(scan: Path, tmp_path: Path) -> None:
         ("run", scan, *out, "--model", "nonesuch"): "no such model",
         ("run", scan, *out, "--model", model): "altered or damaged",
         ("run", scan, *out, "--settings", tmp_path / "s.toml"): "unknown setting detect.speed",
-        ("run", scan, *out, "--aoi", "some"): "use auto or all",
+        ("run", scan, *out, "--aoi", "some"): "use auto, all, x,y,w,h or a GeoJSON file",
         ("run", tmp_path / "*.svs", *out): "no file matches",
         ("run", scan, *out, "--um-per-px", "nan"): "--um-per-px nan: must lie in 0.03-1.0",
         ("run", scan, *out, "--um-per-px", "wide"): "must be a number",
@@ -232,6 +232,7 @@ def test_the_batch_goes_on_when_nobody_reads_its_output(scan: Path, empty_scan: 
     process.stdout.close()
     assert process.stderr is not None
     errors = process.stderr.read()
+    process.stderr.close()
     assert process.wait(timeout=120) == 0, errors
     assert "Traceback" not in errors
     assert len(list(tmp_path.iterdir())) == 2
