@@ -61,18 +61,12 @@ def slide_id(path: Path, fingerprint: str) -> str:
 class ResultFolder:
     """A result in the making: `OUT/.<slide-id>.partial-<host>-<pid>`. Leaving the `with` block without `commit` removes it.
 
-    Raises OutputError when the folder cannot be made.
+    Entering it makes the folder; raises OutputError when it cannot be made.
     """
 
     def __init__(self, out: Path, slide_id: str) -> None:
         self.final = out / slide_id
         self.path = out / f".{slide_id}.partial-{socket.gethostname()}-{os.getpid()}"
-        try:
-            self.path.mkdir(parents=True)
-            self._patches = PatchWriter(self.path / PATCHES)
-        except OSError as error:
-            shutil.rmtree(self.path, ignore_errors=True)
-            raise _output_error(out, error) from error
 
     def keep_patches(self, patches: Iterable[Patch]) -> Iterator[Patch]:
         """Write each patch in passing, in order."""
@@ -124,6 +118,15 @@ class ResultFolder:
         return self.final
 
     def __enter__(self) -> Self:
+        try:
+            self.path.mkdir(parents=True)
+            self._patches = PatchWriter(self.path / PATCHES)
+        except OSError as error:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise _output_error(self.path.parent, error) from error
+        except BaseException:  # an interrupt here must not leave the folder behind
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

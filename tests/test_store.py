@@ -209,5 +209,16 @@ def test_predictions_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_place_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written"):
-        ResultFolder(tmp_path / "file", "a")
+    with pytest.raises(OutputError, match="cannot be written"), ResultFolder(tmp_path / "file", "a"):
+        pass
+
+
+def test_an_interrupt_while_the_folder_is_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: Path) -> None:
+        path.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slidescreen.store.PatchWriter", interrupted)
+    with pytest.raises(KeyboardInterrupt), ResultFolder(tmp_path, "a"):
+        pass
+    assert list(tmp_path.iterdir()) == []
