@@ -33,7 +33,7 @@ class Settings:
             if not 0 <= value <= 1:
                 raise UsageError(f"setting {name} = {value:g}: must lie in 0-1")
         for name, value in dataclasses.asdict(self.detect).items():
-            if not value > 0:
+            if not isinstance(value, str) and not value > 0:
                 raise UsageError(f"setting detect.{name} = {value:g}: must be positive")
         if self.detect.stain_floor > self.detect.stain_ceiling:
             raise UsageError("setting detect.stain_floor lies above detect.stain_ceiling")

@@ -12,15 +12,18 @@ from typing import Final
 
 from slidescreen.classify import Classifier, classify
 from slidescreen.config import Settings
-from slidescreen.detect import HALO_UM, FindTally, find_cells, fit_detector, working_grid
+from slidescreen.detect import HALO_UM, LATTICE_PX, Detector, DetectSettings, FindTally, find_cells, fit_detector, working_grid
+from slidescreen.detector_model import DEFAULT_DETECTOR
+from slidescreen.detector_network import load_detector
 from slidescreen.differential import count_cells, screen_cells
 from slidescreen.errors import ReadError
 from slidescreen.geometry import area_mm2
+from slidescreen.model import find_model
 from slidescreen.monolayer import cut_tiles, map_area
 from slidescreen.overlap import Ahead, Clock
 from slidescreen.patches import cut_patches
 from slidescreen.records import AreaMap, Differential, Patch, ScreenedCell, SlideInfo, SlideResult
-from slidescreen.slide import Slide
+from slidescreen.slide import Grid, Slide
 
 VERSION: Final = version("slidescreen")
 CELLS_AHEAD: Final = 512
@@ -43,11 +46,11 @@ def screen_slide(
     clock, stop, started = Clock(), threading.Event(), time.perf_counter()
     area = map_area(slide, info.scale, settings.monolayer)
     grid = working_grid(slide, info.scale)
-    detector = fit_detector(slide, grid, area, settings.detect)
+    detector = choose_detector(slide, grid, area, settings.detect)
     clock.add("area", time.perf_counter() - started)
 
     tally, total = FindTally(), sum(1 for _ in cut_tiles(grid, area, HALO_UM, info.scale))
-    tiles = cut_tiles(grid, area, HALO_UM, info.scale)
+    tiles = cut_tiles(grid, area, HALO_UM, info.scale, lattice=LATTICE_PX)
     found = find_cells(slide, grid, tiles, area, info.scale, detector, settings.detect, tally)
     with closing(Ahead(clock.stage("find", found), CELLS_AHEAD, stop)) as cells:
         cut = cut_patches(slide, clock.waiting("cut", cells), info.scale)
@@ -74,6 +77,13 @@ def screen_slide(
         timings_s=clock.seconds,
         warnings=tuple(_warnings(slide, info, areas, screened, differential)),
     )
+
+
+def choose_detector(slide: Slide, grid: Grid, area: AreaMap, settings: DetectSettings) -> Detector:
+    """The learned detector, or the colour rules fitted to the scan. Raises ModelError when the weights cannot be used."""
+    if settings.method == "stain":
+        return fit_detector(slide, grid, area, settings)
+    return load_detector(find_model(DEFAULT_DETECTOR), settings)
 
 
 def _areas(
