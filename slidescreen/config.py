@@ -13,8 +13,10 @@ from typing import Any
 
 from slidescreen.classify import ClassifySettings
 from slidescreen.detect import DetectSettings
+from slidescreen.detector_model import DEFAULT_DETECTOR, load_detector_card
 from slidescreen.differential import DifferentialSettings
 from slidescreen.errors import UsageError
+from slidescreen.model import find_model
 from slidescreen.monolayer import MonolayerSettings
 
 
@@ -41,8 +43,11 @@ class Settings:
             raise UsageError(f"--batch-size {self.classify.batch_size}: must be positive")
 
     def result_settings(self) -> dict[str, Any]:
-        """The settings on which results depend, as plain values: all but device and batch size."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "classify"}
+        """The settings on which results depend, as plain values: without device and batch size, with the detector's weights."""
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k != "classify"}
+        if self.detect.method == "network":
+            values["detector"] = {"sha256": load_detector_card(find_model(DEFAULT_DETECTOR)).sha256}
+        return values
 
 
 def load_settings(path: Path) -> Settings:

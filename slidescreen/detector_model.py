@@ -56,7 +56,10 @@ class _Layer(nn.Sequential):
 
 
 class LeukocyteNet(nn.Module):
-    """RGB px / 255, (n, 3, h, w) float32 with h and w multiples of 16, -> `Maps` stacked: see `split_maps`."""
+    """RGB px / 255, (n, 3, h, w) float with h and w multiples of 16, -> outputs (n, channels, h/4, w/4): see `split_maps`.
+
+    What the mask outputs take from the half resolution is stacked into channels too, 2 x 2 px each.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,16 +72,19 @@ class LeukocyteNet(nn.Module):
         self.to_quarter = nn.Conv2d(48, 32, 1)
         self.join_quarter = _Layer(32, 32)
         self.heads = nn.Conv2d(32, 1 + len(KINDS) + 2 + 2 * (COARSE // FINE) ** 2, 1)
+        self.rims = nn.Conv2d(16, 2, 3, padding=1, bias=False)
         nn.init.constant_(self.heads.bias[:1], -4.0)  # type: ignore[index]  # centres are rare
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        quarter = self.at_quarter(self.at_half(2 * x - 1))
+        half = self.at_half(2 * x - 1)
+        quarter = self.at_quarter(half)
         eighth = self.at_eighth(quarter)
         deep = self.to_eighth(self.at_sixteenth(eighth))
         eighth = self.join_eighth(eighth + functional.interpolate(deep, scale_factor=2.0))
         fine = self.join_quarter(quarter + functional.interpolate(self.to_quarter(eighth), scale_factor=2.0))
         heads: torch.Tensor = self.heads(fine)
-        return heads
+        rims = functional.pixel_unshuffle(self.rims(half), COARSE // FINE)
+        return torch.cat((heads[:, : -rims.shape[1]], heads[:, -rims.shape[1] :] + rims), dim=1)
 
 
 def split_maps(heads: torch.Tensor) -> Maps:

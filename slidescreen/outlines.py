@@ -20,7 +20,7 @@ REACH_UM: Final = 6.0
 """A px that points to no peak within this is no body's."""
 FINER: Final = 4
 """Outlines are drawn at 1/4 of the maps' finer step."""
-TOLERANCE_UM: Final = 0.15
+TOLERANCE_UM: Final = 0.1
 """Outlines are simplified by at most this."""
 
 FloatMap = NDArray[np.float32]
@@ -138,8 +138,9 @@ def _shape(
     score: float,
 ) -> Shape | None:
     x0, y0, x1, y1 = box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1
-    own = _cut(labels, x0, y0, x1, y1) == label
-    body = _largest(_enlarged(np.where(own, _cut(maps.masks[0], x0, y0, x1, y1), -4.0)))
+    near = _cut(labels, x0, y0, x1, y1)
+    others = (near != label) & (near != 0)
+    body = _largest(_enlarged(np.where(others, -4.0, _cut(maps.masks[0], x0, y0, x1, y1))))
     if body is None:
         return None
     filled, contour = body

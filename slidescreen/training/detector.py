@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from slidescreen.detector_model import LeukocyteNet, split_maps
+from slidescreen.detector_model import FINE, LeukocyteNet, split_maps
 from slidescreen.errors import ModelError
 from slidescreen.training.detector_augment import Truth, make_scene
 from slidescreen.training.detector_data import (
@@ -42,8 +42,8 @@ class TrainSettings:
     """`steps` of `batch` scenes. `decay`: of the moving average of the weights, which is what is kept. `left_out`: a camera
     whose fields are not learned from. `workers`: processes that draw scenes beside the one that learns."""
 
-    steps: int = 3000
-    batch: int = 24
+    steps: int = 5000
+    batch: int = 16
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
     decay: float = 0.997
@@ -109,10 +109,10 @@ def loss_of(heads: torch.Tensor, truth: Sequence[torch.Tensor]) -> dict[str, tor
     hit = -((1 - p) ** 2) * torch.log(p) * peak
     miss = -((1 - centre) ** 4) * p**2 * torch.log(1 - p) * ~peak * weight
     known = (masks != IGNORED).float()
-    target = (masks == 1).float()
+    target = masks.float() / FINE**2 * known
     cross = functional.binary_cross_entropy_with_logits(maps.masks, target, reduction="none")
     q = torch.sigmoid(maps.masks) * known
-    overlap, size = (q * target).sum((0, 2, 3)), (q + target * known).sum((0, 2, 3))
+    overlap, size = (q * target).sum((0, 2, 3)), (q + target).sum((0, 2, 3))
     body = kind != IGNORED
     per_px = functional.cross_entropy(maps.kind, kind.where(body, torch.zeros_like(kind)), reduction="none")
     away = (maps.offset - offset).abs().sum(1)
@@ -127,6 +127,7 @@ def loss_of(heads: torch.Tensor, truth: Sequence[torch.Tensor]) -> dict[str, tor
 def train(sources: Sources, settings: TrainSettings, folder: Path) -> LeukocyteNet:
     """Train, or go on where `folder` holds a checkpoint of the same settings. The averaged network, in evaluation mode."""
     torch.manual_seed(settings.seed)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - settings.workers))
     network = LeukocyteNet().to(memory_format=torch.channels_last)
     average = LeukocyteNet()
     average.load_state_dict(network.state_dict())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -40,7 +40,7 @@ class Truth:
     """What the network should say of one scene; 255 (or a weight of 0) where that is unknown.
 
     `image` (3, s, s) uint8. `centre` (s/4, s/4) float32 in [0, 1], `centre_weight` the same shape. `kind` (s/4, s/4) int64.
-    `offset` (2, s/4, s/4) float32. `masks` (2, s/2, s/2) uint8: body, nucleus.
+    `offset` (2, s/4, s/4) float32. `masks` (2, s/2, s/2) uint8: how many of the 2 x 2 px are body, and nucleus.
     """
 
     image: Bytes
@@ -293,13 +293,19 @@ def _truth(scene: Scene, image: Bytes) -> Truth:
         scaled = np.stack(np.broadcast_arrays(dx, dy)) * (NETWORK_UM_PER_PX / OFFSET_UM)
         offset[:, own] = scaled[:, own]
         kind[own] = target.kind
-    fine = np.s_[FINE // 2 :: FINE, FINE // 2 :: FINE]
-    masks = np.stack([np.where(scene.bodies == IGNORED, IGNORED, scene.bodies > 0), scene.nuclei])[(np.s_[:], *fine)]
+    masks = np.stack([_covered(np.where(scene.bodies == IGNORED, IGNORED, scene.bodies > 0)), _covered(scene.nuclei)])
     return Truth(
         np.ascontiguousarray(image.transpose(2, 0, 1)),
         centre,
         np.maximum(known, (centre == 1.0)).astype(np.float32),
         kind,
         offset,
-        masks.astype(np.uint8),
+        masks,
     )
+
+
+def _covered(labels: NDArray[Any]) -> Bytes:
+    """(s, s) of 0, 1 or 255 -> (s/2, s/2): px of 2 x 2 that are 1; 255 where one is unknown."""
+    side = labels.shape[0] // FINE
+    blocks = labels.reshape(side, FINE, side, FINE).astype(np.uint16).sum((1, 3))
+    return np.asarray(np.minimum(blocks, IGNORED), np.uint8)

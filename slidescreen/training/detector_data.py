@@ -28,8 +28,8 @@ IGNORED: Final = 255
 
 CAMERAS: Final = {"bccd": 0.0725, "bcd": 0.0926, "raabin": 0.0549, "cellavision": 0.0950}
 """um/px of the cameras of the fields."""
-MASK_SETS: Final = {"1": 0.11, "2": 0.10}
-"""um/px of the sets of expert masks, estimated."""
+MASK_SETS: Final = {"1": 0.11, "2": 0.088}
+"""um/px of the sets of expert masks, estimated; of the second from its red cells, 7.5 um."""
 
 LEUKOCYTE, PLATELET, ARTEFACT = 0, 1, 2
 HELD_BACK: Final = 5
@@ -38,7 +38,7 @@ TUNING: Final = 8
 """Every eighth training field is kept for choosing thresholds."""
 CORE_UM: Final = {LEUKOCYTE: 2.5, PLATELET: 1.0}
 AROUND_UM: Final = {LEUKOCYTE: 10.0, PLATELET: 4.5}
-INNER_RIM, OUTER_RIM = 0.88, 1.06
+INNER_RIM, OUTER_RIM = 0.80, 1.08
 """A box's ellipse is body up to the inner share of its radius and ground from the outer one on; between, unknown."""
 
 
@@ -157,6 +157,7 @@ def field_sample(labelled: LabelledField) -> Sample:
         bodies[radius <= INNER_RIM] = len(targets)
         if kind == LEUKOCYTE:
             _draw_nucleus(nuclei, nuclear, radius, stain.threshold)
+            bodies[(radius < 1) & (nuclei == 1) & (bodies == IGNORED)] = len(targets)
     return Sample(image, bodies, nuclei, np.ones_like(bodies), tuple(targets))
 
 
