@@ -131,7 +131,7 @@ def _body(shape: Shape, share: float, settings: DetectSettings) -> Body:
 def refusal(shape: Shape, settings: DetectSettings) -> str:
     """Why the body is no leukocyte to be typed; empty where it is one."""
     if shape.kind == "platelet":
-        return "platelet" if shape.area_um2 < settings.giant_platelet_um2 else "giant platelet or platelet clump"
+        return "platelet" if shape.area_um2 < settings.giant_platelet_um2 else "giant or aggregated platelets"
     if shape.kind == "artefact":
         return "artefact (precipitate, dust or ink)"
     if shape.area_um2 < settings.min_cell_um2:

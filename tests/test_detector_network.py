@@ -91,7 +91,7 @@ def test_scenes_are_repeatable_and_name_what_they_hold(sample: Sample) -> None:
 
 
 def _settings(**changes: int) -> training.TrainSettings:
-    return dataclasses.replace(training.TrainSettings(steps=6, batch=2, workers=0), **changes)
+    return dataclasses.replace(training.TrainSettings(steps=4, batch=2, workers=0), **changes)
 
 
 def test_training_is_repeatable_and_resumes_as_if_uninterrupted(
@@ -103,7 +103,7 @@ def test_training_is_repeatable_and_resumes_as_if_uninterrupted(
     calls, follow = iter(range(9)), training._follow
 
     def stopped(*arguments: object) -> None:
-        if next(calls) == 4:
+        if next(calls) == 3:
             raise KeyboardInterrupt
         follow(*arguments)  # type: ignore[arg-type]
 
@@ -205,7 +205,7 @@ def test_empty_glass_holds_nothing(detector: NetworkDetector) -> None:
         ("leukocyte", 11.0, "too small (platelet or precipitate)"),
         ("leukocyte", 2000.0, "too large (clump)"),
         ("platelet", 12.0, "platelet"),
-        ("platelet", 60.0, "giant platelet or platelet clump"),
+        ("platelet", 60.0, "giant or aggregated platelets"),
         ("artefact", 60.0, "artefact (precipitate, dust or ink)"),
     ],
 )

@@ -76,8 +76,8 @@ def tuning_fields(fields: Path) -> list[LabelledField]:
 def source_shares(sources: Sources) -> dict[str, float]:
     """How often each group is shown: fields 62 % (cameras alike), masks 18 %, single cells 20 %."""
     cameras = [n for n in sources if n not in ("masks", "cells")]
-    shares = {name: 0.62 / len(cameras) for name in cameras} | {"masks": 0.18}
-    return shares | ({"cells": 0.20} if "cells" in sources else {})
+    shares = {name: 0.62 / len(cameras) for name in cameras} | {"masks": 0.18, "cells": 0.20}
+    return {name: shares[name] for name in sources}
 
 
 class Scenes(Dataset[tuple[torch.Tensor, ...]]):

@@ -64,6 +64,7 @@ def write_detector(folder: Path, network: LeukocyteNet, score: float, settings: 
         partial = folder / f".{WEIGHTS}.{os.getpid()}"
         save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial)
         sha256 = hashlib.sha256(partial.read_bytes()).hexdigest()
+        partial.chmod(0o644)
         partial.replace(folder / WEIGHTS)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another folder with -o") from error
