@@ -145,7 +145,7 @@ def run_batch(
     classifier: Classifier,
     settings: Settings,
     options: RunOptions,
-    progress: Callable[[Path], Progress],
+    progress: Callable[[Path], Progress] = lambda _path: lambda _tiles, _total, _cells: None,
 ) -> Iterator[SlideDone | SlideFailure]:
     """One outcome per scan. An error of one scan, expected or not, does not stop the others; a full disk does not either."""
     for path in paths:

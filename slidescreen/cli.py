@@ -38,6 +38,8 @@ app = typer.Typer(
 train_app = typer.Typer(help="Train the models that come with slidescreen.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
+TYPER_INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
 DEFAULT_OUT = Path("slidescreen-out")
 ModelOption = Annotated[str, typer.Option("--model", help="Name of a model that comes with slidescreen, or a model folder.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
@@ -342,7 +344,9 @@ def main() -> None:
         code = _say(error, 2)
     except SlidescreenError as error:
         code = _say(error, 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != TYPER_INTERRUPTED:
+            raise
         log.error("interrupted: finished scans are saved, nothing is half written; the same command goes on where it stopped")
         code = 1
     sys.exit(code)

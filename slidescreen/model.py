@@ -98,8 +98,8 @@ def load_card(folder: Path) -> ModelCard:
 def _card(name: str, data: Mapping[str, Any]) -> ModelCard:
     classes = tuple(str(c) for c in data["classes"])
     if sorted(classes) != sorted(CODES):
-        missing = sorted(set(CODES) - set(classes))
-        extra = sorted(set(classes) - set(CODES))
+        missing = " ".join(sorted(set(CODES) - set(classes)))
+        extra = " ".join(sorted(set(classes) - set(CODES)))
         raise ValueError(f"classes must be the 15 codes, each once (missing: {missing or 'none'}, unknown: {extra or 'none'})")
     if data["architecture"] != ARCHITECTURE:
         raise ValueError(f"architecture {data['architecture']!r} is not known (known: {ARCHITECTURE})")

@@ -89,7 +89,7 @@ class AreaMap:
 
     def screened(self, x: float, y: float) -> bool:
         """Whether the level-0 point lies in a screened block."""
-        row, column = int(y / self.block_px), int(x / self.block_px)
+        row, column = math.floor(y / self.block_px), math.floor(x / self.block_px)
         rows, columns = self.blocks.shape
         inside = 0 <= row < rows and 0 <= column < columns
         return inside and bool(self.blocks[row, column] == Area.SCREENED)

@@ -19,7 +19,7 @@ from slidescreen.errors import OpenError
 from slidescreen.geometry import Box, Size
 from slidescreen.records import RgbImage
 from slidescreen.slide.fingerprint import fingerprint
-from slidescreen.slide.readers import READERS, Reader, StatedScale
+from slidescreen.slide.readers import READERS, ImageReader, Reader, StatedScale
 
 CACHE_BYTES: Final = 192 << 20
 
@@ -68,6 +68,7 @@ class Slide:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._handles: OrderedDict[int, Reader] = OrderedDict([(threading.get_ident(), first)])
+        self._inherited: OrderedDict[int, Reader] = OrderedDict()
         self._cache: OrderedDict[tuple[int, int, int], Pixels] = OrderedDict()
         self._cache_bytes = 0
         self.unreadable_blocks: set[tuple[int, int, int]] = set()
@@ -147,7 +148,8 @@ class Slide:
         with self._lock:
             if os.getpid() != self._pid:
                 self._pid = os.getpid()
-                self._handles = OrderedDict()  # the parent's handles are left alone
+                self._inherited = self._handles  # kept, not closed: they are the parent's
+                self._handles = OrderedDict()
             if thread in self._handles:
                 return self._handles[thread]
         handle = self._reader(self.path)
@@ -194,16 +196,16 @@ def _on_white(raw: NDArray[np.uint8]) -> Pixels:
 
 
 def open_slide(path: Path, readers: Sequence[type[Reader]] = READERS) -> Slide:
-    """Open a scan with the first reader that can, or, where that one sees a single level of a plain TIFF, with the first
-    that sees a pyramid in it.
+    """Open a scan with the first reader that sees all there is: a vendor's format, or a pyramid with its scale. Of plain TIFFs
+    in which none sees both, the reader that sees a pyramid is taken, then the one that finds a scale, then the first.
 
     Raises OpenError in one line: the file, each reader's own reason, the next step.
     """
     _require_file(path)
     reasons: list[str] = []
-    single: tuple[type[Reader], Reader] | None = None
+    best: tuple[type[Reader], Reader] | None = None
     for reader in readers:
-        if single is not None and reader.__name__ == "ImageReader":
+        if best is not None and (_sees_all(best[1]) or reader is ImageReader):
             break
         try:
             handle = reader(path)
@@ -212,20 +214,24 @@ def open_slide(path: Path, readers: Sequence[type[Reader]] = READERS) -> Slide:
         except Exception as error:  # foreign readers raise anything on foreign files
             reasons.append(f"{reader.__name__.removesuffix('Reader').lower()}: {_one_line(error)}")
             continue
-        if len(handle.sizes) > 1 or handle.vendor not in ("generic-tiff", "unknown", "ome"):
-            if single is not None:
-                single[1].close()
-            return Slide(path, reader, handle)
-        if single is None:
-            single = (reader, handle)
-        else:
+        if best is None or _merit(handle) > _merit(best[1]):
+            best, handle = (reader, handle), best[1] if best else handle
+        if handle is not best[1]:
             handle.close()
-    if single is not None:
-        return Slide(path, *single)
+    if best is not None:
+        return Slide(path, *best)
     raise OpenError(
         f"{path}: not a scan that can be read ({'; '.join(reasons)}). Likely a truncated, damaged or foreign file: "
         "copy it again from the scanner, or convert it to a tiled pyramidal TIFF"
     )
+
+
+def _merit(reader: Reader) -> tuple[bool, bool]:
+    return len(reader.sizes) > 1, reader.stated_scale is not None
+
+
+def _sees_all(reader: Reader) -> bool:
+    return all(_merit(reader)) or reader.vendor not in ("generic-tiff", "unknown", "ome")
 
 
 def _require_file(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,8 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,7 +36,7 @@ from slidescreen.training.detector_data import (
 
 log = logging.getLogger(__name__)
 
-LAST: Final = "last.ckpt"
+LAST: Final = "checkpoint.safetensors"
 SAVE_EVERY: Final = 250
 
 
@@ -195,16 +198,13 @@ def _save(
 ) -> None:
     """Written beside its place and renamed: a killed run leaves the last whole checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        "settings": asdict(settings),
-        "step": step,
-        "network": network.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-    }
+    kept = optimizer.state_dict()
+    told = {"settings": asdict(settings), "step": step, "groups": kept["param_groups"], "schedule": schedule.state_dict()}
+    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    tensors |= {f"optimizer.{i}.{k}": v for i, values in kept["state"].items() for k, v in values.items()}
     partial = folder / f".{LAST}.{os.getpid()}"
-    torch.save(state, partial)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"told": json.dumps(told)})
     partial.replace(folder / LAST)
 
 
@@ -220,12 +220,22 @@ def _resume(
     path = folder / LAST
     if not path.is_file():
         return 0
-    state = torch.load(path, weights_only=True)
-    if state["settings"] != asdict(settings):
+    with safe_open(path, "pt") as file:
+        told = json.loads(file.metadata()["told"])
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    if told["settings"] != asdict(settings):
         raise ModelError(f"{path}: is a checkpoint of other settings; choose another folder, or remove it")
-    network.load_state_dict(state["network"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    log.info("going on after step %d", state["step"])
-    return int(state["step"])
+    network.load_state_dict(_part(tensors, "network."))
+    average.load_state_dict(_part(tensors, "average."))
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in _part(tensors, "optimizer.").items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": told["groups"]})
+    schedule.load_state_dict(told["schedule"])
+    log.info("going on after step %d", told["step"])
+    return int(told["step"])
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,111 @@
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import StandIn
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from slidescreen.classify import ClassifySettings, TorchClassifier, choose_device, classify
+from slidescreen.errors import UsageError
+from slidescreen.geometry import Box, Point
+from slidescreen.model import DEFAULT_MODEL, find_model
+from slidescreen.records import Cell, Patch
+
+CELL = Cell(Point(0, 0), Box(0, 0, 1, 1), 30.0)
+
+
+def patches(kinds: list[str]) -> Iterator[Patch]:
+    for i, kind in enumerate(kinds):
+        cell = replace(CELL, nucleus_um2=float(i), edge=kind == "edge", refusal="clump" if kind == "refused" else "")
+        yield Patch(cell, np.full((400, 400, 3), i % 256, np.uint8))
+
+
+@given(st.lists(st.sampled_from(["ok", "edge", "refused"]), max_size=40), st.integers(1, 9))
+def test_order_is_kept_and_only_countable_cells_are_asked(kinds: list[str], batch_size: int) -> None:
+    stand_in = StandIn(batch_size)
+    predictions = list(classify(patches(kinds), stand_in))
+    assert [p.cell.nucleus_um2 for p in predictions] == list(range(len(kinds)))
+    assert [p.probabilities is not None for p in predictions] == [k == "ok" for k in kinds]
+    assert sum(stand_in.batches) == kinds.count("ok")
+    assert max(stand_in.batches, default=0) <= batch_size
+
+
+def test_memory_is_bounded_whatever_comes() -> None:
+    alive = 0
+
+    def endless() -> Iterator[Patch]:
+        nonlocal alive
+        for patch in patches(["edge"] * 1000):
+            alive += 1
+            yield patch
+
+    stream = classify(endless(), StandIn(4))
+    next(stream)
+    assert alive <= 16
+
+
+@pytest.fixture(scope="module")
+def real() -> TorchClassifier:
+    return TorchClassifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu", 4))
+
+
+def some_patches(n: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(1).integers(0, 256, (n, 400, 400, 3)).astype(np.uint8)
+
+
+def test_probabilities_sum_to_one_and_do_not_depend_on_the_batch(real: TorchClassifier) -> None:
+    images = some_patches(5)
+    together = real.probabilities(images)
+    alone = np.concatenate([real.probabilities(images[i : i + 1]) for i in range(5)])
+    assert together.shape == (5, 15)
+    assert together.dtype == np.float32
+    assert np.allclose(together.sum(1), 1, atol=1e-5)
+    assert np.allclose(together, alone, atol=1e-5)
+    assert real.probabilities(images[:0]).shape == (0, 15)
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(
+    real: TorchClassifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = some_patches(7)
+    expected = real.probabilities(images)
+    forward = real._forward
+
+    def short_of_memory(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(batch)
+
+    monkeypatch.setattr(real, "_forward", short_of_memory)
+    monkeypatch.setattr(real, "batch_size", 4)
+    monkeypatch.setattr(logging.getLogger("slidescreen"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        assert np.allclose(real.probabilities(images), expected, atol=1e-5)
+    assert real.batch_size == 1
+    assert "halved to 2" in caplog.text
+    assert "halved to 1" in caplog.text
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == "cpu"
+    assert choose_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UsageError, match="unknown; use auto, cpu or cuda"):
+        choose_device("tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused() -> None:
+    with pytest.raises(UsageError, match="no CUDA device"):
+        choose_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_cuda_gives_the_same_answers(real: TorchClassifier) -> None:
+    images = some_patches(16)
+    cuda = TorchClassifier(find_model(DEFAULT_MODEL), ClassifySettings("cuda")).probabilities(images)
+    assert np.abs(cuda - real.probabilities(images)).max() < 0.05
