@@ -138,6 +138,8 @@ def refusal(shape: Shape, settings: DetectSettings) -> str:
         return "too small (platelet or precipitate)"
     if shape.area_um2 > settings.max_cell_um2:
         return "too large (clump)"
+    if shape.nucleus_um2 < settings.bare_um2:
+        return "no nucleus"
     return ""
 
 

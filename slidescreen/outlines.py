@@ -18,6 +18,10 @@ MERGE_UM: Final = 3.5
 """Peaks that point to places nearer to each other than this are one body's."""
 REACH_UM: Final = 6.0
 """A px that points to no peak within this is no body's."""
+PART_UM2: Final = 6.0
+"""A body with less nucleus than this that lies against one with more is a part of it: a process, or cytoplasm."""
+PART_BORDER: Final = 0.1
+"""Least share of its border that it has in common with the other."""
 FINER: Final = 4
 """Outlines are drawn at 1/4 of the maps' finer step."""
 TOLERANCE_UM: Final = 0.1
@@ -95,24 +99,39 @@ def _assign(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float64]]:
     """Labels (h/2, w/2), k + 1 where a body px points to peak k; px per peak; mean kind logits (n, 3) per peak."""
     rows, columns = np.nonzero(maps.masks[0] > 0)
-    step = COARSE // FINE
-    at = (rows // step, columns // step)
-    unit = OFFSET_UM / um_per_px
-    votes = np.stack(
-        [
-            COARSE * (at[1] + 0.5) + unit * maps.offset[0][at],
-            COARSE * (at[0] + 0.5) + unit * maps.offset[1][at],
-        ],
-        axis=1,
-    )
+    step, unit = COARSE // FINE, OFFSET_UM / um_per_px
+    offset = [cv2.resize(o, None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)[rows, columns] for o in maps.offset]
+    votes = np.stack([FINE * (columns + 0.5) + unit * offset[0], FINE * (rows + 0.5) + unit * offset[1]], axis=1)
     _, nearest = cKDTree(points).query(votes, distance_upper_bound=REACH_UM / um_per_px)
     owned = nearest < len(points)
+    rows, columns, nearest = rows[owned], columns[owned], nearest[owned]
     labels = np.zeros(maps.masks.shape[1:], np.int32)
-    labels[rows[owned], columns[owned]] = nearest[owned] + 1
-    areas = np.bincount(nearest[owned], minlength=len(points))
-    at = (at[0][owned], at[1][owned])
-    sums = [np.bincount(nearest[owned], kind[at], minlength=len(points)) for kind in maps.kind]
-    return labels, areas, np.stack(sums, 1) / np.maximum(areas, 1)[:, None]
+    labels[rows, columns] = nearest + 1
+    nuclei = np.bincount(nearest[maps.masks[1, rows, columns] > 0], minlength=len(points)) * (FINE * um_per_px) ** 2
+    areas = np.bincount(nearest, minlength=len(points))
+    sums = [np.bincount(nearest, kind[rows // step, columns // step], minlength=len(points)) for kind in maps.kind]
+    kinds = np.stack(sums, 1) / np.maximum(areas, 1)[:, None]
+    parts = np.flatnonzero((nuclei < PART_UM2) & (areas > 0) & (kinds.argmax(1) == 0))
+    for part, whole in _joined(labels, parts + 1, nuclei).items():
+        labels[labels == part] = whole
+        areas[whole - 1] += areas[part - 1]
+        areas[part - 1] = 0
+    return labels, areas, kinds
+
+
+def _joined(labels: NDArray[np.int32], parts: NDArray[np.int64], nuclei: NDArray[np.float64]) -> dict[int, int]:
+    """Part without a nucleus -> the label with one that it shares the longest border with; parts that lie alone are absent."""
+    joined = {}
+    for part in parts.tolist():
+        rows, columns = np.nonzero(labels == part)
+        y, x = rows.min(), columns.min()
+        window = labels[max(0, y - 1) : rows.max() + 2, max(0, x - 1) : columns.max() + 2]
+        around = (cv2.dilate((window == part).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & (window != part)
+        others = window[around & (window > 0)]
+        lengths = np.bincount(others[nuclei[others - 1] >= PART_UM2]) if len(others) else np.zeros(0)
+        if len(lengths) and lengths.max() >= PART_BORDER * around.sum():
+            joined[part] = int(lengths.argmax())
+    return joined
 
 
 def _boxes(labels: NDArray[np.int32], count: int) -> list[tuple[int, int, int, int]]:

@@ -77,9 +77,9 @@ def tuning_fields(fields: Path) -> list[LabelledField]:
 
 
 def source_shares(sources: Sources) -> dict[str, float]:
-    """How often each group is shown: fields 62 % (cameras alike), masks 18 %, single cells 20 %."""
+    """How often each group is shown: fields 56 % (cameras alike), masks 28 %, single cells 16 %."""
     cameras = [n for n in sources if n not in ("masks", "cells")]
-    shares = {name: 0.62 / len(cameras) for name in cameras} | {"masks": 0.18, "cells": 0.20}
+    shares = {name: 0.56 / len(cameras) for name in cameras} | {"masks": 0.28, "cells": 0.16}
     return {name: shares[name] for name in sources}
 
 

@@ -41,6 +41,9 @@ AROUND_UM: Final = {LEUKOCYTE: 10.0, PLATELET: 4.5}
 INNER_RIM, OUTER_RIM = 0.80, 1.08
 """A box's ellipse is body up to the inner share of its radius and ground from the outer one on; between, unknown."""
 
+UNSURE_STAIN: Final = 0.22
+"""Nuclear stain nearer to the colour rules' threshold than this tells nothing: where a nucleus ends, the experts teach."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -165,7 +168,8 @@ def _draw_nucleus(
     nuclei: NDArray[np.uint8], nuclear: NDArray[np.float32], radius: NDArray[np.float32], threshold: float
 ) -> None:
     inside = radius < OUTER_RIM
-    nuclei[inside] = np.where(nuclear > threshold + 0.08, 1, np.where(nuclear < threshold - 0.08, 0, IGNORED))[inside]
+    sure = np.where(nuclear > threshold + UNSURE_STAIN, 1, np.where(nuclear < threshold - UNSURE_STAIN, 0, IGNORED))
+    nuclei[inside] = sure[inside]
     if not 0.12 < float((nuclei[inside] == 1).mean()) < 0.9:  # the rules failed: learn nothing from them
         nuclei[inside] = IGNORED
 
