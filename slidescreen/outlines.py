@@ -24,7 +24,7 @@ PART_BORDER: Final = 0.1
 """Least share of its border that it has in common with the other."""
 FINER: Final = 4
 """Outlines are drawn at 1/4 of the maps' finer step."""
-TOLERANCE_UM: Final = 0.1
+TOLERANCE_UM: Final = 0.16
 """Outlines are simplified by at most this."""
 
 FloatMap = NDArray[np.float32]
