@@ -61,7 +61,7 @@ Sources = dict[str, list[Sample]]
 
 
 def load_sources(fields: Path, masks: Path, cells: Path | None, left_out: str = "") -> Sources:
-    """The samples to learn from, by group: one per camera, "masks", and, where their folder is given, "cells" and "platelets"."""
+    """The samples to learn from, by group: cameras, "masks", and, where their folder is given, "cells" and "platelets"."""
     learn, _ = split_tuning(list_fields(fields, "train"))
     sources: Sources = {}
     for labelled in learn:
