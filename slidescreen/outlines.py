@@ -107,7 +107,8 @@ def _assign(
     rows, columns, nearest = rows[owned], columns[owned], nearest[owned]
     labels = np.zeros(maps.masks.shape[1:], np.int32)
     labels[rows, columns] = nearest + 1
-    nuclei = np.bincount(nearest[maps.masks[1, rows, columns] > 0], minlength=len(points)) * (FINE * um_per_px) ** 2
+    stained = np.bincount(nearest[maps.masks[1, rows, columns] > 0], minlength=len(points))
+    nuclei = np.asarray(stained * (FINE * um_per_px) ** 2, np.float64)
     areas = np.bincount(nearest, minlength=len(points))
     sums = [np.bincount(nearest, kind[rows // step, columns // step], minlength=len(points)) for kind in maps.kind]
     kinds = np.stack(sums, 1) / np.maximum(areas, 1)[:, None]
@@ -239,17 +240,18 @@ def _eccentricity(m: dict[str, float]) -> float:
 
 
 def measure_focus(grey: NDArray[Any], box: Box, um_per_px: float) -> float:
-    """Sharpness: the steepest rise of lightness in the box, as a share of the box's range of lightness, per um.
+    """Sharpness: the steepest rise of lightness in the box and 2 px around it, as a share of the box's range of lightness, per um.
 
     Rise: 99th percentile of the Sobel gradient. Range: from the 2nd to the 98th percentile. Neither light nor stain strength
     enters. An edge blurred with standard deviation s um has 0.4 / s. About 0.6 and more is sharp, below 0.3 blurred.
     """
-    inside = grey[max(0, box.y) : box.bottom, max(0, box.x) : box.right]
+    around = box.expanded(2)
+    inside = grey[max(0, around.y) : around.bottom, max(0, around.x) : around.right]
     if min(inside.shape) < 5:
         return 0.0
     across = cv2.Sobel(inside, cv2.CV_32F, 1, 0, scale=0.125)
     down = cv2.Sobel(inside, cv2.CV_32F, 0, 1, scale=0.125)
-    steepest = _share(cv2.magnitude(across, down)[1:-1, 1:-1], 0.99)
+    steepest = _share(np.asarray(cv2.magnitude(across, down)), 0.99)
     extent = _share(inside, 0.98) - _share(inside, 0.02)
     return float(steepest / (max(extent, 8.0) * um_per_px))
 

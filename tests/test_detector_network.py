@@ -148,6 +148,19 @@ def test_every_painted_leukocyte_is_found_once(smear: Smear, bodies: list[Body])
     assert len(found) == len(smear[1])
 
 
+def test_touching_cells_are_split(smear: Smear, detector: NetworkDetector) -> None:
+    cell = next(c for c in smear[1] if c.label == "MYO")
+    own = cell.box.expanded(1)
+    piece = smear[0][own.y : own.bottom, own.x : own.right]
+    image = np.full((160, 192, 3), np.percentile(smear[0], 90, axis=(0, 1)).astype(np.uint8), np.uint8)
+    for x in (60, 60 + own.width - 4):
+        place = image[60 : 60 + own.height, x : x + own.width]
+        place[:] = np.minimum(place, piece)
+    found = [b for b in detector.find(image, UM_PER_PX) if not b.refusal]
+    assert len(found) == 2
+    assert abs(found[0].centre.x - found[1].centre.x) > 0.8 * own.width
+
+
 def test_outlines_and_measures_agree(smear: Smear, bodies: list[Body]) -> None:
     for cell in smear[1]:
         body = next(b for b in bodies if not b.refusal and cell.box.contains(b.centre))
