@@ -97,7 +97,7 @@ def print_table(measured: dict[str, Any]) -> None:
         if name in ("cost",) or name.startswith("held-back"):
             print(f"{name:42} " + ", ".join(f"{k} {v:g}" for k, v in rows.items()))
             continue
-        for camera, n in rows.items():
+        for camera, n in ((c, n) for c, n in rows.items() if c in CAMERAS):
             counts = f"{n['labelled']:5} {n['found']:5} {n['false']:5}"
             print(f"{name:42} {camera:12} {counts} {n['recall']:7.3f} {n['precision']:7.3f} {n['f1']:7.3f}")
 

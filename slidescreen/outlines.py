@@ -240,7 +240,7 @@ def _eccentricity(m: dict[str, float]) -> float:
 
 
 def measure_focus(grey: NDArray[Any], box: Box, um_per_px: float) -> float:
-    """Sharpness: the steepest rise of lightness in the box and 2 px around it, as a share of the box's range of lightness, per um.
+    """Sharpness: the steepest rise of lightness in the box and 2 px around it, as a share of its range, per um.
 
     Rise: 99th percentile of the Sobel gradient. Range: from the 2nd to the 98th percentile. Neither light nor stain strength
     enters. An edge blurred with standard deviation s um has 0.4 / s. About 0.6 and more is sharp, below 0.3 blurred.

@@ -23,8 +23,6 @@ from slidescreen.errors import ModelError
 from slidescreen.training.detector_augment import SINGLES, Truth, make_scene
 from slidescreen.training.detector_data import (
     IGNORED,
-    LEUKOCYTE,
-    PLATELET,
     LabelledField,
     Sample,
     cell_sample,
@@ -47,7 +45,7 @@ class TrainSettings:
     """`steps` of `batch` scenes. `decay`: of the moving average of the weights, which is what is kept. `left_out`: a camera
     whose fields are not learned from. `workers`: processes that draw scenes beside the one that learns."""
 
-    steps: int = 3500
+    steps: int = 5000
     batch: int = 16
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
@@ -61,7 +59,7 @@ Sources = dict[str, list[Sample]]
 
 
 def load_sources(fields: Path, masks: Path, cells: Path | None, left_out: str = "") -> Sources:
-    """The samples to learn from, by group: cameras, "masks", and, where their folder is given, "cells" and "platelets"."""
+    """The samples to learn from, by group: one per camera, "masks", and "cells" where their folder is given."""
     learn, _ = split_tuning(list_fields(fields, "train"))
     sources: Sources = {}
     for labelled in learn:
@@ -69,9 +67,7 @@ def load_sources(fields: Path, masks: Path, cells: Path | None, left_out: str = 
             sources.setdefault(labelled.camera, []).append(field_sample(labelled))
     sources["masks"] = [mask_sample(*m) for m in list_masks(masks, held_back=False)]
     if cells is not None:
-        single = [cell_sample(*c) for c in list_cells(cells)]
-        sources["platelets"] = [s for s in single if s.targets[0].kind == PLATELET]
-        sources["cells"] = [s for s in single if s.targets[0].kind == LEUKOCYTE]
+        sources["cells"] = [cell_sample(*c) for c in list_cells(cells)]
     return sources
 
 
@@ -81,9 +77,9 @@ def tuning_fields(fields: Path) -> list[LabelledField]:
 
 
 def source_shares(sources: Sources) -> dict[str, float]:
-    """How often each group is shown: fields 54 % (cameras alike), masks 26 %, single cells 12 %, platelets 8 %."""
+    """How often each group is shown: fields 62 % (cameras alike), masks 18 %, single cells 20 %."""
     cameras = [n for n in sources if n not in SINGLES]
-    shares = {name: 0.54 / len(cameras) for name in cameras} | {"masks": 0.26, "cells": 0.12, "platelets": 0.08}
+    shares = {name: 0.62 / len(cameras) for name in cameras} | {"masks": 0.18, "cells": 0.20}
     return {name: shares[name] for name in sources}
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidescreen.detector_model import COARSE, FINE, NETWORK_UM_PER_PX, OFFSET_UM
-from slidescreen.training.detector_data import ARTEFACT, IGNORED, LEUKOCYTE, SAMPLE_UM_PER_PX, Sample, Target
+from slidescreen.training.detector_data import ARTEFACT, IGNORED, SAMPLE_UM_PER_PX, Sample, Target
 
 SCENE_PX: Final = 160
 SCALES: Final = (0.7, 1.4)
-SINGLES: Final = ("masks", "cells", "platelets")
+SINGLES: Final = ("masks", "cells")
 """Groups of samples that hold one cell each."""
 
 Canvas = NDArray[np.float32]
@@ -73,7 +73,7 @@ def make_scene(rng: np.random.Generator, sources: Mapping[str, Sequence[Sample]]
             for x in (0, half):
                 _show(rng, scene, _drawn(rng, sources[name]), x, y, half)
     else:
-        _show(rng, scene, _cut_short(rng, first) if rng.random() < 0.3 else first, 0, 0, SCENE_PX)
+        _show(rng, scene, first, 0, 0, SCENE_PX)
         if sources.get("masks") and rng.random() < 0.45:
             for _ in range(int(rng.integers(1, 4))):
                 _paste_cell(rng, scene, _drawn(rng, sources["masks"]))
@@ -86,36 +86,6 @@ def make_scene(rng: np.random.Generator, sources: Mapping[str, Sequence[Sample]]
 
 def _drawn(rng: np.random.Generator, samples: Sequence[Sample]) -> Sample:
     return samples[int(rng.integers(len(samples)))]
-
-
-def _cut_short(rng: np.random.Generator, sample: Sample) -> Sample:
-    """The part of a field on one side of a line through a leukocyte; what is cut is labelled by the middle of what is left."""
-    cells = [t for t in sample.targets if t.kind == LEUKOCYTE]
-    if not cells:
-        return sample
-    target = cells[int(rng.integers(len(cells)))]
-    reach = rng.uniform(-0.55, 0.7) * target.diameter_um / 2 / SAMPLE_UM_PER_PX
-    height, width = sample.image.shape[:2]
-    side = int(rng.integers(4))
-    x0 = int(target.x - reach) if side == 0 else 0
-    x1 = int(target.x + reach) if side == 1 else width
-    y0 = int(target.y - reach) if side == 2 else 0
-    y1 = int(target.y + reach) if side == 3 else height
-    x0, y0, x1, y1 = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
-    if min(x1 - x0, y1 - y0) < 40:
-        return sample
-    here = np.s_[y0:y1, x0:x1]
-    bodies = sample.bodies[here]
-    targets = []
-    for k, t in enumerate(sample.targets, 1):
-        rows, columns = np.nonzero(bodies == k)
-        x, y = t.x - x0, t.y - y0
-        if not len(rows):
-            x = y = -1e4
-        elif rows.min() == 0 or columns.min() == 0 or rows.max() == y1 - y0 - 1 or columns.max() == x1 - x0 - 1:
-            x, y = (columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2
-        targets.append(Target(float(x), float(y), t.kind, t.diameter_um))
-    return Sample(sample.image[here], bodies, sample.nuclei[here], sample.centres_known[here], tuple(targets))
 
 
 def _turn(rng: np.random.Generator, squeeze: float = 0.08) -> NDArray[np.float64]:
@@ -131,9 +101,8 @@ def _show(rng: np.random.Generator, scene: Scene, sample: Sample, x: int, y: int
     """Fill the square of the scene with the part of the sample around one of its targets, or around any point of it."""
     turn = _turn(rng)
     height, width = sample.image.shape[:2]
-    shown = [t for t in sample.targets if t.x >= 0]
-    if shown and (side < SCENE_PX or rng.random() < 0.4):
-        target = shown[int(rng.integers(len(shown)))]
+    if sample.targets and (side < SCENE_PX or rng.random() < 0.4):
+        target = sample.targets[int(rng.integers(len(sample.targets)))]
         look, reach = np.array([target.x, target.y]), 0.3
     else:
         look, reach = np.array([width / 2, height / 2]), 0.25

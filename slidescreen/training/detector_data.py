@@ -41,8 +41,8 @@ AROUND_UM: Final = {LEUKOCYTE: 10.0, PLATELET: 4.5}
 INNER_RIM, OUTER_RIM = 0.80, 1.08
 """A box's ellipse is body up to the inner share of its radius and ground from the outer one on; between, unknown."""
 
-UNSURE_STAIN: Final = 0.22
-"""Nuclear stain nearer to the colour rules' threshold than this tells nothing: where a nucleus ends, the experts teach."""
+UNSURE_STAIN: Final = 0.08
+"""Nuclear stain nearer to the colour rules' threshold than this tells nothing."""
 
 
 @dataclass(frozen=True, slots=True)
