@@ -34,8 +34,8 @@ LICENCE: Final = (
 )
 LIMITS: Final = (
     "Outlines were learned from boxes on smears and from 160 outlined cells of two laboratories; dust, ink, bubbles and "
-    "precipitate were painted, not seen; giant platelets of 6 um and more are mostly taken for leukocytes. Not measured on whole scans of a laboratory outside the training sources. Not for "
-    "diagnosis."
+    "precipitate were painted, not seen; giant platelets of 6 um and more are mostly taken for leukocytes. Not measured on "
+    "whole scans of a laboratory outside the training sources. Not for diagnosis."
 )
 
 
