@@ -38,6 +38,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+train_app = typer.Typer(help="Train the models that come with slidescreen.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+
 TYPER_INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 DEFAULT_OUT = Path("slidescreen-out")
@@ -245,6 +248,31 @@ def _plausible(um_per_px: float) -> float:
     if not MIN_UM_PER_PX <= um_per_px <= MAX_UM_PER_PX:
         raise UsageError(f"--um-per-px {um_per_px:g}: must lie in {MIN_UM_PER_PX}-{MAX_UM_PER_PX}")
     return um_per_px
+
+
+@train_app.command("detector")
+def train_detector(
+    fields: Annotated[Path, typer.Option("--fields", help="Folder with fields.csv: smear fields with boxes.")],
+    masks: Annotated[Path, typer.Option("--masks", help="Folder with masks.csv: cells with expert outlines.")],
+    cells: Annotated[Path | None, typer.Option("--cells", help="Folder with cells.csv: images of single cells.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Model folder to write.")] = Path("models/leukocyte-detector"),
+    work: Annotated[Path, typer.Option("--work", help="Folder of checkpoints; the same command goes on from them.")] = Path(
+        "build/leukocyte-detector"
+    ),
+    steps: Annotated[int, typer.Option("--steps", min=1)] = 5000,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    leave_out: Annotated[str, typer.Option("--leave-out", help="A camera whose fields are not learned from.")] = "",
+    verbose: VerboseOption = False,
+) -> None:
+    """Train the leukocyte detector on the CPU; see benchmarks/detection.py for how it is measured."""
+    _start_log(verbose, False)
+    from slidescreen.training.detector import TrainSettings
+    from slidescreen.training.detector_release import train_detector, write_detector
+
+    settings = TrainSettings(steps=steps, seed=seed, left_out=leave_out)
+    network, score = train_detector(fields, masks, cells, settings, work)
+    write_detector(out, network, score, settings)
+    typer.echo(f"Detector after {steps} steps, centre score {score:g} -> {out}")
 
 
 def _settings(path: Path | None, device: str, batch_size: int, aoi: str, trust_scale: bool = False) -> Settings:

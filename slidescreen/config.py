@@ -12,8 +12,10 @@ from typing import Any, Final
 
 from slidescreen.classify import ClassifySettings
 from slidescreen.detect import DetectSettings
+from slidescreen.detector_model import DEFAULT_DETECTOR, load_detector_card
 from slidescreen.differential import DifferentialSettings
 from slidescreen.errors import UsageError
+from slidescreen.model import find_model
 from slidescreen.monolayer import MonolayerSettings
 from slidescreen.scale import ScaleSettings
 
@@ -42,7 +44,7 @@ class Settings:
             if not 0 <= value <= 1:
                 raise UsageError(f"setting {name} = {value:g}: must lie in 0-1")
         for name, value in dataclasses.asdict(self.detect).items():
-            if not value > 0:
+            if not isinstance(value, str) and not value > 0:
                 raise UsageError(f"setting detect.{name} = {value:g}: must be positive")
         for low, high in ORDERED:
             if getattr(self.detect, low) > getattr(self.detect, high):
@@ -51,8 +53,11 @@ class Settings:
             raise UsageError(f"batch size {self.classify.batch_size}: must be positive, or 0 to choose")
 
     def result_settings(self) -> dict[str, Any]:
-        """The settings on which results depend, as plain values: all but device and batch size."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "classify"}
+        """The settings on which results depend, as plain values: without device and batch size, with the detector's weights."""
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k != "classify"}
+        if self.detect.method == "network":
+            values["detector"] = {"sha256": load_detector_card(find_model(DEFAULT_DETECTOR)).sha256}
+        return values
 
 
 def load_settings(path: Path) -> Settings:

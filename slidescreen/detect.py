@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -26,7 +26,7 @@ from skimage.measure import regionprops
 from skimage.segmentation import watershed
 
 from slidescreen.geometry import Box, Point, um_to_px
-from slidescreen.records import AreaMap, Cell, RgbImage, Scale, Tile
+from slidescreen.records import AreaMap, Cell, Outline, RgbImage, Scale, Tile
 from slidescreen.slide import Grid, PixelState, Slide, choose_grid, read_grid
 
 WORK_UM_PER_PX: Final = 0.3
@@ -36,6 +36,8 @@ HALO_UM: Final = 40.0
 RED_CELL_OD: Final = np.array([0.20, 0.45, 0.32])
 """Optical density of a red cell, for images that hold too few to measure it."""
 
+LATTICE_PX: Final = 128
+"""Tiles start on multiples of this many px of the grid, so that a network's strides fall on the same px in all of them."""
 SAMPLES: Final = 48
 SAMPLE_PX: Final = 192
 CENTRE_STEPS: Final = 8
@@ -46,16 +48,25 @@ Labels = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class DetectSettings:
-    """Lengths in um, areas in um^2 of stained nucleus.
+    """`method`: "network" finds cells with the learned detector, "stain" by the colour rules below. Lengths in um.
 
-    `min_nucleus_um2`: smaller bodies are refused as platelet or precipitate. `max_nucleus_um2`: larger ones as clumps.
-    `candidate_um2`: still smaller specks are no candidates at all. `stain_floor`, `stain_ceiling`: the threshold on nuclear
-    stain (see `Stain.nuclear`) is Otsu's, measured on the slide, held between these. `join_lobes_um`: gaps up to twice this
-    are closed. `split_um`: least distance between the deepest points of two nuclei. `lobe_um2`: a smaller part is a lobe of its
-    neighbour. `waist`: two parts are one nucleus when their border is deeper than this share of the shallower part.
-    `margin_um`: added around the nucleus to make the cell's box.
+    Of the network, areas in um^2 of the whole cell. `min_cell_um2`, `max_cell_um2`: leukocytes smaller or larger are refused.
+    `giant_platelet_um2`: larger platelets are named giant or aggregated. `bare_um2`: a leukocyte has more nucleus than this.
+    `candidate_um2`, of both methods: smaller bodies are no candidates at all.
+
+    Of the colour rules, areas in um^2 of stained nucleus. `min_nucleus_um2`: smaller bodies are refused as platelet or
+    precipitate. `max_nucleus_um2`: larger ones as clumps. `stain_floor`, `stain_ceiling`: the threshold on nuclear stain (see
+    `Stain.nuclear`) is Otsu's, measured on the slide, held between these. `join_lobes_um`: gaps up to twice this are closed.
+    `split_um`: least distance between the deepest points of two nuclei. `lobe_um2`: a smaller part is a lobe of its neighbour.
+    `waist`: two parts are one nucleus when their border is deeper than this share of the shallower part. `margin_um`: added
+    around the nucleus to make the cell's box.
     """
 
+    method: Literal["network", "stain"] = "network"
+    min_cell_um2: float = 28.0
+    max_cell_um2: float = 900.0
+    giant_platelet_um2: float = 20.0
+    bare_um2: float = 5.0
     min_nucleus_um2: float = 20.0
     max_nucleus_um2: float = 500.0
     candidate_um2: float = 10.0
@@ -70,12 +81,20 @@ class DetectSettings:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A stained body in an image. `centre` and `box` in px of that image; `box` encloses the nucleus."""
+    """A stained body in an image. `centre`, `box` and outlines in px of that image; `box` encloses what is outlined: the cell,
+    or the nucleus for a detector that knows no outlines. `nucleus`: one outline per lobe. `score`: how sure, 0-1. The others
+    as in `Cell`."""
 
     centre: Point
     box: Box
     nucleus_um2: float
     refusal: str = ""
+    outline: Outline = ()
+    nucleus: tuple[Outline, ...] = ()
+    area_um2: float | None = None
+    eccentricity: float | None = None
+    focus: float | None = None
+    score: float = 1.0
 
 
 class Detector(Protocol):
@@ -83,7 +102,7 @@ class Detector(Protocol):
 
     def find(self, image: RgbImage, um_per_px: float) -> list[Body]:
         """Bodies in (h, w, 3) uint8 RGB. A body whose surroundings lie inside the image for `HALO_UM` is found the same
-        wherever it lies in it."""
+        wherever it lies in it, in all images whose origins lie on a lattice of `LATTICE_PX`."""
         ...
 
 
@@ -353,7 +372,17 @@ def _cell(
     refusal = body.refusal
     if not refusal and bool((near == PixelState.UNREADABLE).any()):
         refusal = "unreadable pixels"
-    d, margin = grid.downsample, um_to_px(settings.margin_um, scale.um_per_px)
+    d, margin = grid.downsample, 0.0 if body.outline else um_to_px(settings.margin_um, scale.um_per_px)
     x0, y0 = (nucleus.x + tile.window.x) * d - margin, (nucleus.y + tile.window.y) * d - margin
     box = Box(round(x0), round(y0), round(nucleus.width * d + 2 * margin), round(nucleus.height * d + 2 * margin))
-    return Cell(centre, box, body.nucleus_um2, edge and not refusal, refusal)
+    return Cell(
+        centre,
+        box,
+        body.nucleus_um2,
+        edge and not refusal,
+        refusal,
+        outline=tuple(Point((p.x + tile.window.x) * d, (p.y + tile.window.y) * d) for p in body.outline),
+        area_um2=body.area_um2,
+        eccentricity=body.eccentricity,
+        focus=body.focus,
+    )

@@ -15,6 +15,9 @@ import torch
 
 from slidescreen.classify import ClassifySettings, TorchClassifier, choose_device
 from slidescreen.demo import write_pyramid
+from slidescreen.detect import DetectSettings
+from slidescreen.detector_model import DEFAULT_DETECTOR, load_detector_card
+from slidescreen.detector_network import load_detector
 from slidescreen.geometry import Box
 from slidescreen.model import DEFAULT_MODEL, find_model
 from slidescreen.records import PATCH_PX
@@ -46,6 +49,7 @@ def examine() -> Iterator[Check]:
             yield _check(f"reader {reader.name}", lambda r=reader: _read(scan, image, r))  # type: ignore[misc]
     yield _check("device", _device)
     yield _check("default model", _model)
+    yield _check("detector", _detector)
 
 
 def _check(name: str, action: Callable[[], str]) -> Check:
@@ -77,6 +81,13 @@ def _read(path: Path, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], re
 def _device() -> str:
     device = choose_device("auto")
     return f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _detector() -> str:
+    folder = find_model(DEFAULT_DETECTOR)
+    if load_detector(folder, DetectSettings()).find(np.full((64, 64, 3), 235, np.uint8), 0.3):
+        raise ValueError("it finds cells on empty glass")
+    return f"{folder.name}, sha256 {load_detector_card(folder).sha256[:12]}..."
 
 
 def _model() -> str:

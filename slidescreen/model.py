@@ -130,7 +130,7 @@ def _three(values: Any, name: str, *, positive: bool) -> tuple[float, float, flo
     return (numbers[0], numbers[1], numbers[2])
 
 
-def check_weights(folder: Path, card: ModelCard) -> Path:
+def check_weights(folder: Path, sha256: str) -> Path:
     """The weights file, after its sha256 was found to be the card's. Raises ModelError otherwise, or where the folder holds
     pickled weights, which can run code when loaded."""
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLE_SUFFIXES)
@@ -142,9 +142,9 @@ def check_weights(folder: Path, card: ModelCard) -> Path:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); install the model again") from error
-    if found != card.sha256:
+    if found != sha256:
         raise ModelError(
-            f"{path}: sha256 {found[:12]}... is not the card's {card.sha256[:12]}...; the weights were altered or damaged: "
+            f"{path}: sha256 {found[:12]}... is not the card's {sha256[:12]}...; the weights were altered or damaged: "
             "install the model again"
         )
     return path
@@ -152,7 +152,7 @@ def check_weights(folder: Path, card: ModelCard) -> Path:
 
 def load_network(folder: Path, card: ModelCard) -> nn.Module:
     """The network with its weights, float32, in evaluation mode, on the CPU. Raises ModelError when they do not fit."""
-    path = check_weights(folder, card)
+    path = check_weights(folder, card.sha256)
     network: nn.Module = resnext50_32x4d(weights=None, num_classes=len(card.classes))
     try:
         state = {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}

@@ -14,15 +14,18 @@ import numpy as np
 
 from slidescreen.classify import Classifier, classify
 from slidescreen.config import Settings
-from slidescreen.detect import HALO_UM, FindTally, find_cells, fit_detector, working_grid
+from slidescreen.detect import HALO_UM, LATTICE_PX, Detector, DetectSettings, FindTally, find_cells, fit_detector, working_grid
+from slidescreen.detector_model import DEFAULT_DETECTOR
+from slidescreen.detector_network import load_detector
 from slidescreen.differential import count_cells, screen_cells
 from slidescreen.errors import AuditError, ReadError
 from slidescreen.geometry import area_mm2
+from slidescreen.model import find_model
 from slidescreen.monolayer import Tiling, check_areas, cut_tiles, map_area
 from slidescreen.overlap import Ahead, Clock
 from slidescreen.patches import cut_patches
 from slidescreen.records import Area, AreaMap, Audit, Differential, Patch, ScaleCheck, ScreenedCell, SlideInfo, SlideResult
-from slidescreen.slide import Slide
+from slidescreen.slide import Grid, Slide
 from slidescreen.taxonomy import BLAST
 
 VERSION: Final = version("slidescreen")
@@ -55,10 +58,10 @@ def screen_slide(
     clock, stop, started = Clock(), threading.Event(), time.perf_counter()
     area = map_area(slide, info.scale, settings.monolayer)
     grid = working_grid(slide, info.scale)
-    detector = fit_detector(slide, grid, area, settings.detect)
+    detector = choose_detector(slide, grid, area, settings.detect)
     clock.add("area", time.perf_counter() - started)
 
-    tiles = list(cut_tiles(grid, area, HALO_UM, info.scale, side=tiling.side, shift=tiling.shift))
+    tiles = list(cut_tiles(grid, area, HALO_UM, info.scale, side=tiling.side, shift=tiling.shift, lattice=LATTICE_PX))
     tally = FindTally()
     found = find_cells(slide, grid, tiles, area, info.scale, detector, settings.detect, tally)
     with closing(Ahead(clock.stage("find", found), CELLS_AHEAD, stop)) as cells:
@@ -97,6 +100,13 @@ def _audit(slide: Slide, tally: FindTally, cells: list[ScreenedCell]) -> Audit:
     if audit.bodies != audit.duplicates + audit.outside + audit.cells:
         raise AuditError(f"{slide.path}: the cells do not add up ({audit}); please report this")
     return audit
+
+
+def choose_detector(slide: Slide, grid: Grid, area: AreaMap, settings: DetectSettings) -> Detector:
+    """The learned detector, or the colour rules fitted to the scan. Raises ModelError when the weights cannot be used."""
+    if settings.method == "stain":
+        return fit_detector(slide, grid, area, settings)
+    return load_detector(find_model(DEFAULT_DETECTOR), settings)
 
 
 def _areas(

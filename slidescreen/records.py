@@ -24,6 +24,9 @@ PATCH_UM: Final = 29.0
 RgbImage = NDArray[np.uint8]
 """(H, W, 3) uint8, RGB."""
 
+Outline = tuple[Point, ...]
+"""Corners of a polygon, not closed: the first is not repeated."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
@@ -133,10 +136,13 @@ class AreaMap:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One stained body. `centre` and `box` in level-0 px; `box` encloses the nucleus plus a margin for cytoplasm.
+    """One stained body. `centre`, `box` and `outline` in level-0 px; `box` encloses the whole cell, or, where the detector
+    knows no outlines, the nucleus plus a margin for cytoplasm.
 
     `nucleus_um2` is the stained nuclear area. `refusal` is empty, or says why the body is no leukocyte to be typed.
-    `edge` tells that the border of the scan cuts it.
+    `edge` tells that the border of the scan cuts it. `area_um2` of the whole cell; `eccentricity` of the ellipse of the same
+    second moments, 0 for a circle; `focus`: sharpness, the steepest rise of lightness as a share of its range per um. These
+    are None, and `outline` is empty, where the detector does not measure them.
     """
 
     centre: Point
@@ -144,6 +150,15 @@ class Cell:
     nucleus_um2: float
     edge: bool = False
     refusal: str = ""
+    outline: Outline = ()
+    area_um2: float | None = None
+    eccentricity: float | None = None
+    focus: float | None = None
+
+    @property
+    def equivalent_diameter_um(self) -> float | None:
+        """Diameter of the circle of the cell's area."""
+        return None if self.area_um2 is None else 2 * math.sqrt(self.area_um2 / math.pi)
 
     @property
     def countable(self) -> bool:

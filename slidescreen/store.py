@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from slidescreen.errors import OutputError
-from slidescreen.records import PATCH_PX, Fraction, Patch, ScaleCheck, ScreenedCell, SlideResult
+from slidescreen.records import PATCH_PX, Cell, Fraction, Patch, ScaleCheck, ScreenedCell, SlideResult
 from slidescreen.taxonomy import BY_CODE, CODES
 
 SUMMARY: Final = "summary.json"
@@ -45,7 +45,7 @@ STEM_BYTES: Final = 120
 COLUMNS: Final = (
     *("cell_id", "x_px", "y_px", "xmin_px", "ymin_px", "xmax_px", "ymax_px", "status", "label"),
     *(f"p_{code}" for code in CODES),
-    *("p_blast", "p_atypical", "reason", "nucleus_um2"),
+    *("p_blast", "p_atypical", "reason", "nucleus_um2", "area_um2", "equivalent_diameter_um", "eccentricity", "focus"),
 )
 
 Row = dict[str, str | int | float | None]
@@ -300,11 +300,15 @@ def row(cell: ScreenedCell, classes: Sequence[str]) -> Row:
         "p_atypical": _rounded(cell.p_atypical),
         "reason": c.refusal,
         "nucleus_um2": round(c.nucleus_um2, 1),
+        "area_um2": _rounded(c.area_um2, 1),
+        "equivalent_diameter_um": _rounded(c.equivalent_diameter_um, 2),
+        "eccentricity": _rounded(c.eccentricity, 3),
+        "focus": _rounded(c.focus, 3),
     }
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+def _rounded(value: float | None, digits: int = 6) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def write_predictions(path: Path, rows: Iterable[tuple[str, Mapping[str, float], str, float, float]]) -> int:
@@ -358,17 +362,24 @@ def _write_geojson(path: Path, result: SlideResult) -> None:
 def _write_features(file: TextIO, result: SlideResult) -> None:
     namespace = uuid.uuid5(uuid.NAMESPACE_OID, result.slide.fingerprint)
     for i, cell in enumerate(result.cells):
-        b = cell.cell.box
-        ring = [[b.x, b.y], [b.right, b.y], [b.right, b.bottom], [b.x, b.bottom], [b.x, b.y]]
+        c = cell.cell
         known = cell.status in ("typed", "unsure")
         kind = BY_CODE[cell.label] if known else None
         colour = [int(kind.colour[k : k + 2], 16) for k in (1, 3, 5)] if kind else [128, 128, 128]
         name = kind.name if kind and cell.status == "typed" else f"Unsure: {kind.name}" if kind else cell.status.capitalize()
-        measured = {"P blast": cell.p_blast, "P atypical": cell.p_atypical, "Nucleus area um^2": cell.cell.nucleus_um2}
+        measured = {
+            "P blast": cell.p_blast,
+            "P atypical": cell.p_atypical,
+            "Nucleus area um^2": c.nucleus_um2,
+            "Area um^2": c.area_um2,
+            "Equivalent diameter um": c.equivalent_diameter_um,
+            "Eccentricity": c.eccentricity,
+            "Focus": c.focus,
+        }
         feature = {
             "type": "Feature",
             "id": str(uuid.uuid5(namespace, str(cell.id))),
-            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "geometry": {"type": "Polygon", "coordinates": [_ring(c)]},
             "properties": {
                 "objectType": "detection",
                 "name": str(cell.id),
@@ -377,6 +388,14 @@ def _write_features(file: TextIO, result: SlideResult) -> None:
             },
         }
         file.write((",\n" if i else "\n") + json.dumps(feature, ensure_ascii=False))
+
+
+def _ring(cell: Cell) -> list[list[float]]:
+    """The cell's outline, or its box where there is none, closed as GeoJSON asks for it; in level-0 px."""
+    b = cell.box
+    corners = [[b.x, b.y], [b.right, b.y], [b.right, b.bottom], [b.x, b.bottom]]
+    ring = [[round(p.x, 1), round(p.y, 1)] for p in cell.outline] or corners
+    return [*ring, ring[0]]
 
 
 def _output_error(path: Path, error: OSError) -> OutputError:

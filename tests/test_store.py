@@ -103,7 +103,8 @@ def test_geojson_is_what_qupath_imports(stored: tuple[SlideResult, Path]) -> Non
         (ring,) = feature["geometry"]["coordinates"]
         assert feature["geometry"]["type"] == "Polygon"
         assert ring[0] == ring[-1]
-        assert min(p[0] for p in ring) == cell.cell.box.x
+        assert len(ring) > 6
+        assert cell.cell.box.x <= min(p[0] for p in ring) < cell.cell.box.x + 8
         kind = feature["properties"]["classification"]
         assert kind["name"]
         assert len(kind["color"]) == 3

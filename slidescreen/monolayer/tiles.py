@@ -23,11 +23,12 @@ class Tiling:
 
 
 def cut_tiles(
-    grid: Grid, area: AreaMap, halo_um: float, scale: Scale, *, side: int = TILE_PX, shift: int = 0
+    grid: Grid, area: AreaMap, halo_um: float, scale: Scale, *, side: int = TILE_PX, shift: int = 0, lattice: int = 1
 ) -> Iterator[Tile]:
     """Tiles of `side` grid px, row by row, whose cores cover the grid once; tiles without a screened block are left out.
 
-    `halo_um` is added around each core, clipped to the grid. `shift` moves the tiling by that many grid px to the left and
+    `halo_um` is added around each core, on the left and above up to the next multiple of `lattice` px, so that windows start
+    there, then clipped to the grid. `shift` moves the tiling by that many grid px to the left and
     up: cells must not depend on it.
     """
     halo = math.ceil(um_to_px(halo_um, scale.um_per_px * grid.downsample))
@@ -36,7 +37,12 @@ def cut_tiles(
         for x in range(-(shift % side), grid.size.width, side):
             core = Box(x, y, side, side).intersect(whole)
             if _touches_screened(area, core, grid.downsample):
-                yield Tile(core, core.expanded(halo).intersect(whole))
+                yield Tile(core, _window(core, halo, lattice).intersect(whole))
+
+
+def _window(core: Box, halo: int, lattice: int) -> Box:
+    x, y = ((start - halo) // lattice * lattice for start in (core.x, core.y))
+    return Box(x, y, core.right + halo - x, core.bottom + halo - y)
 
 
 def _touches_screened(area: AreaMap, core: Box, downsample: float) -> bool:

@@ -1,0 +1,157 @@
+"""The leukocyte detector's network, its card and its checked weights.
+
+A small U-Net at a fixed scale. From a quarter of the resolution it gives, per 4 x 4 px, how much a centre lies there, what kind
+of body it is and where that body's centre is, and per 2 x 2 px whether they are body and whether they are nucleus.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+
+from slidescreen.errors import ModelError
+from slidescreen.model import CARD, check_weights
+
+DEFAULT_DETECTOR: Final = "leukocyte-detector"
+ARCHITECTURE: Final = "slidescreen.LeukocyteNet"
+NETWORK_UM_PER_PX: Final = 0.3
+STRIDE: Final = 16
+"""Images start and end on multiples of this, so that a px is seen the same wherever the image begins."""
+COARSE: Final = 4
+"""Px per step of the centre, kind and offset maps."""
+FINE: Final = 2
+"""Px per step of the body and nucleus maps."""
+KINDS: Final = ("leukocyte", "platelet", "artefact")
+OFFSET_UM: Final = 4.0
+"""Unit of the offset outputs."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Maps:
+    """Outputs for (n, 3, h, w), as logits. `centre` (n, 1, h/4, w/4). `kind` (n, 3, h/4, w/4) in the order of `KINDS`.
+    `offset` (n, 2, h/4, w/4): x, y from the middle of the step to the body's centre, in units of 4 um.
+    `masks` (n, 2, h/2, w/2): body, nucleus."""
+
+    centre: torch.Tensor
+    kind: torch.Tensor
+    offset: torch.Tensor
+    masks: torch.Tensor
+
+
+class _Layer(nn.Sequential):
+    """Convolution, normalisation, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+        convolution = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False)
+        super().__init__(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+class LeukocyteNet(nn.Module):
+    """RGB px / 255, (n, 3, h, w) float with h and w multiples of 16, -> outputs (n, channels, h/4, w/4): see `split_maps`.
+
+    What the mask outputs take from the half resolution is stacked into channels too, 2 x 2 px each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_half = _Layer(3, 16, kernel=4, stride=2)
+        self.at_quarter = _Layer(16, 32, stride=2)
+        self.at_eighth = nn.Sequential(_Layer(32, 48, stride=2), _Layer(48, 48))
+        self.at_sixteenth = nn.Sequential(_Layer(48, 64, stride=2), _Layer(64, 64), _Layer(64, 64))
+        self.to_eighth = nn.Conv2d(64, 48, 1)
+        self.join_eighth = _Layer(48, 48)
+        self.to_quarter = nn.Conv2d(48, 32, 1)
+        self.join_quarter = _Layer(32, 32)
+        self.heads = nn.Conv2d(32, 1 + len(KINDS) + 2 + 2 * (COARSE // FINE) ** 2, 1)
+        self.rims = nn.Conv2d(16, 2, 3, padding=1, bias=False)
+        nn.init.constant_(self.heads.bias[:1], -4.0)  # type: ignore[index]  # centres are rare
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half = self.at_half(2 * x - 1)
+        quarter = self.at_quarter(half)
+        eighth = self.at_eighth(quarter)
+        deep = self.to_eighth(self.at_sixteenth(eighth))
+        eighth = self.join_eighth(eighth + functional.interpolate(deep, scale_factor=2.0))
+        fine = self.join_quarter(quarter + functional.interpolate(self.to_quarter(eighth), scale_factor=2.0))
+        heads: torch.Tensor = self.heads(fine)
+        rims = functional.pixel_unshuffle(self.rims(half), COARSE // FINE)
+        return torch.cat((heads[:, : -rims.shape[1]], heads[:, -rims.shape[1] :] + rims), dim=1)
+
+
+def split_maps(heads: torch.Tensor) -> Maps:
+    """The network's output taken apart."""
+    parts = [1, len(KINDS), 2, heads.shape[1] - 3 - len(KINDS)]
+    centre, kind, offset, masks = torch.split(heads, parts, dim=1)
+    return Maps(centre, kind, offset, functional.pixel_shuffle(masks, COARSE // FINE))
+
+
+def flops_per_px() -> float:
+    """Floating point operations of all convolutions per px of the network's input (a multiply-add is two)."""
+    network, side, total = LeukocyteNet().eval(), 16 * STRIDE, 0
+
+    def count(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
+        nonlocal total
+        if isinstance(layer, nn.Conv2d):
+            total += 2 * layer.weight[0].numel() * output.numel()
+
+    for layer in network.modules():
+        layer.register_forward_hook(count)
+    with torch.inference_mode():
+        network(torch.zeros(1, 3, side, side))
+    return total / side**2
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorCard:
+    """What the detector is. `um_per_px`: the scale it works at. `sha256` of the weights. `centre_score`: peaks of the centre
+    map below this are no bodies, in [0, 1]. `measured`: tables of results, by name."""
+
+    name: str
+    um_per_px: float
+    centre_score: float
+    sha256: str
+    training_data: str
+    licence: str
+    measured: Mapping[str, Any]
+
+
+def load_detector_card(folder: Path) -> DetectorCard:
+    """Read and check `card.json`. Raises ModelError naming what is wrong."""
+    path = folder / CARD
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["architecture"] != ARCHITECTURE:
+            raise ModelError(f"{path}: architecture {data['architecture']!r} is not {ARCHITECTURE}; give a detector's folder")
+        return DetectorCard(
+            name=str(data["name"]),
+            um_per_px=float(data["um_per_px"]),
+            centre_score=float(data["centre_score"]),
+            sha256=str(data["sha256"]),
+            training_data=str(data["training_data"]),
+            licence=str(data["licence"]),
+            measured=dict(data["measured"]),
+        )
+    except KeyError as error:
+        raise ModelError(f"{path}: field {error} is missing; complete the card") from None
+    except (OSError, UnicodeDecodeError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as a detector's card ({error}); install it again") from error
+
+
+def load_detector_network(folder: Path, card: DetectorCard) -> LeukocyteNet:
+    """The network with its weights, in evaluation mode, on the CPU. Raises ModelError when they were altered or do not fit."""
+    path = check_weights(folder, card.sha256)
+    network = LeukocyteNet()
+    try:
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ModelError(f"{path}: is not a safetensors file of {ARCHITECTURE} ({' '.join(str(error).split())})") from error
+    return network.eval()

@@ -1,0 +1,241 @@
+"""Trains the leukocyte detector. The loop is visible here; the same seed gives the same losses, resumed or not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from slidescreen.detector_model import FINE, LeukocyteNet, split_maps
+from slidescreen.errors import ModelError
+from slidescreen.training.detector_augment import SINGLES, Truth, make_scene
+from slidescreen.training.detector_data import (
+    IGNORED,
+    LabelledField,
+    Sample,
+    cell_sample,
+    field_sample,
+    list_cells,
+    list_fields,
+    list_masks,
+    mask_sample,
+    split_tuning,
+)
+
+log = logging.getLogger(__name__)
+
+LAST: Final = "checkpoint.safetensors"
+SAVE_EVERY: Final = 250
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """`steps` of `batch` scenes. `decay`: of the moving average of the weights, which is what is kept. `left_out`: a camera
+    whose fields are not learned from. `workers`: processes that draw scenes beside the one that learns."""
+
+    steps: int = 5000
+    batch: int = 16
+    learning_rate: float = 4e-3
+    weight_decay: float = 1e-4
+    decay: float = 0.997
+    seed: int = 0
+    left_out: str = ""
+    workers: int = 1
+
+
+Sources = dict[str, list[Sample]]
+
+
+def load_sources(fields: Path, masks: Path, cells: Path | None, left_out: str = "") -> Sources:
+    """The samples to learn from, by group: one per camera, "masks", and "cells" where their folder is given."""
+    learn, _ = split_tuning(list_fields(fields, "train"))
+    sources: Sources = {}
+    for labelled in learn:
+        if labelled.camera != left_out:
+            sources.setdefault(labelled.camera, []).append(field_sample(labelled))
+    sources["masks"] = [mask_sample(*m) for m in list_masks(masks, held_back=False)]
+    if cells is not None:
+        sources["cells"] = [cell_sample(*c) for c in list_cells(cells)]
+    return sources
+
+
+def tuning_fields(fields: Path) -> list[LabelledField]:
+    """The training fields that are not learned from."""
+    return split_tuning(list_fields(fields, "train"))[1]
+
+
+def source_shares(sources: Sources) -> dict[str, float]:
+    """How often each group is shown: fields 62 % (cameras alike), masks 18 %, single cells 20 %."""
+    cameras = [n for n in sources if n not in SINGLES]
+    shares = {name: 0.62 / len(cameras) for name in cameras} | {"masks": 0.18, "cells": 0.20}
+    return {name: shares[name] for name in sources}
+
+
+class Scenes(Dataset[tuple[torch.Tensor, ...]]):
+    """Scene i is drawn by a generator seeded with (seed, i), whoever draws it."""
+
+    def __init__(self, sources: Sources, seed: int, first: int, last: int) -> None:
+        self.sources, self.shares = sources, source_shares(sources)
+        self.seed, self.first, self.last = seed, first, last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        rng = np.random.default_rng([self.seed, self.first + index])
+        t: Truth = make_scene(rng, self.sources, self.shares)
+        parts = (t.image, t.centre, t.centre_weight, t.kind, t.offset, t.masks)
+        return tuple(torch.from_numpy(part) for part in parts)
+
+
+def loss_of(heads: torch.Tensor, truth: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The parts of the loss, each a mean over what is known; their sum is minimised.
+
+    Centres: the focal loss of CenterNet (Zhou et al. 2019). Masks: cross entropy and soft Dice.
+    """
+    _, centre, weight, kind, offset, masks = truth
+    maps = split_maps(heads)
+    p = torch.sigmoid(maps.centre[:, 0]).clamp(1e-4, 1 - 1e-4)
+    peak = centre == 1.0
+    hit = -((1 - p) ** 2) * torch.log(p) * peak
+    miss = -((1 - centre) ** 4) * p**2 * torch.log(1 - p) * ~peak * weight
+    known = (masks != IGNORED).float()
+    target = masks.float() / FINE**2 * known
+    cross = functional.binary_cross_entropy_with_logits(maps.masks, target, reduction="none")
+    q = torch.sigmoid(maps.masks) * known
+    overlap, size = (q * target).sum((0, 2, 3)), (q + target).sum((0, 2, 3))
+    body = kind != IGNORED
+    per_px = functional.cross_entropy(maps.kind, kind.where(body, torch.zeros_like(kind)), reduction="none")
+    away = (maps.offset - offset).abs().sum(1)
+    return {
+        "centre": (hit + miss).sum() / peak.sum().clamp(min=1),
+        "masks": 4 * (cross * known).sum() / known.sum().clamp(min=1) + (1 - (2 * overlap + 1) / (size + 1)).mean(),
+        "kind": 0.5 * (per_px * body).sum() / body.sum().clamp(min=1),
+        "offset": 0.5 * (away * body).sum() / body.sum().clamp(min=1),
+    }
+
+
+def train(sources: Sources, settings: TrainSettings, folder: Path) -> LeukocyteNet:
+    """Train, or go on where `folder` holds a checkpoint of the same settings. The averaged network, in evaluation mode."""
+    torch.manual_seed(settings.seed)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - settings.workers))
+    network = LeukocyteNet().to(memory_format=torch.channels_last)
+    average = LeukocyteNet()
+    average.load_state_dict(network.state_dict())
+    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=0.05)
+    start = _resume(folder, settings, network, average, optimizer, schedule)
+    told: dict[str, float] = {}
+    for step, losses in _steps(network, optimizer, schedule, sources, settings, start):
+        _follow(average, network, min(settings.decay, step / (step + 20)))
+        told = {k: 0.95 * told.get(k, v) + 0.05 * v for k, v in losses.items()}
+        if step % 50 == 0 or step == settings.steps:
+            log.info("step %d of %d: %s", step, settings.steps, ", ".join(f"{k} {v:.3f}" for k, v in told.items()))
+        if step % SAVE_EVERY == 0 or step == settings.steps:
+            _save(folder, settings, step, network, average, optimizer, schedule)
+    return average.eval()
+
+
+def _steps(
+    network: LeukocyteNet,
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+    sources: Sources,
+    settings: TrainSettings,
+    start: int,
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step from 1 on, losses) after each step of the optimizer."""
+    scenes = Scenes(sources, settings.seed, start * settings.batch, settings.steps * settings.batch)
+    network.train()
+    loader = DataLoader(scenes, settings.batch, num_workers=settings.workers, worker_init_fn=_quiet)
+    for step, truth in enumerate(loader, start + 1):
+        image = truth[0].float().div_(255).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            heads = network(image)
+        losses = loss_of(heads.float(), truth)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+        yield step, {k: float(v.detach()) for k, v in losses.items()}
+
+
+def _quiet(_: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def _follow(average: LeukocyteNet, network: LeukocyteNet, decay: float) -> None:
+    """Move the average towards the network, statistics of normalisation included."""
+    with torch.no_grad():
+        for mean, now in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - decay)
+            else:
+                mean.copy_(now)
+
+
+def _save(
+    folder: Path,
+    settings: TrainSettings,
+    step: int,
+    network: LeukocyteNet,
+    average: LeukocyteNet,
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+) -> None:
+    """Written beside its place and renamed: a killed run leaves the last whole checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = optimizer.state_dict()
+    told = {"settings": asdict(settings), "step": step, "groups": kept["param_groups"], "schedule": schedule.state_dict()}
+    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    tensors |= {f"optimizer.{i}.{k}": v for i, values in kept["state"].items() for k, v in values.items()}
+    partial = folder / f".{LAST}.{os.getpid()}"
+    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"told": json.dumps(told)})
+    partial.replace(folder / LAST)
+
+
+def _resume(
+    folder: Path,
+    settings: TrainSettings,
+    network: LeukocyteNet,
+    average: LeukocyteNet,
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+) -> int:
+    """The step of the checkpoint that was loaded, 0 without one. Raises ModelError when it is of other settings."""
+    path = folder / LAST
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as file:
+        told = json.loads(file.metadata()["told"])
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    if told["settings"] != asdict(settings):
+        raise ModelError(f"{path}: is a checkpoint of other settings; choose another folder, or remove it")
+    network.load_state_dict(_part(tensors, "network."))
+    average.load_state_dict(_part(tensors, "average."))
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in _part(tensors, "optimizer.").items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": told["groups"]})
+    schedule.load_state_dict(told["schedule"])
+    log.info("going on after step %d", told["step"])
+    return int(told["step"])
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

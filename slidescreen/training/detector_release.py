@@ -1,0 +1,100 @@
+"""From training data to the detector's model folder: train, choose the threshold, write weights and card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors.torch import save_file
+
+from slidescreen.detect import DetectSettings
+from slidescreen.detector_model import ARCHITECTURE, DEFAULT_DETECTOR, NETWORK_UM_PER_PX, LeukocyteNet, flops_per_px
+from slidescreen.detector_network import NetworkDetector, network_detector
+from slidescreen.errors import OutputError, UsageError
+from slidescreen.model import CARD, WEIGHTS
+from slidescreen.training.detector import TrainSettings, load_sources, train, tuning_fields
+from slidescreen.training.detector_data import CAMERAS
+from slidescreen.training.detector_measure import choose_score
+
+DATA: Final = (
+    "TXL-PBC fields with boxes (MIT): bccd, bcd, raabin, cellavision, training split but every eighth field of each camera; "
+    "expert nucleus and cytoplasm masks of segmentation_WBC (Zheng et al. 2018), every fifth kept for measuring; images of "
+    "single cells, as bodies of unknown outline, where given: AML-Cytomorphology_LMU (Matek et al. 2019), PBC (Acevedo et al. "
+    "2020), deepapl (Sidhom et al. 2021)."
+)
+LICENCE: Final = (
+    "Weights: research use. Data: TXL-PBC MIT; segmentation_WBC's repository is under GPL-3, its masks were used to train and "
+    "measure and are not redistributed; AML-Cytomorphology_LMU CC BY 3.0; PBC CC BY 4.0 (as remembered, to be checked); "
+    "deepapl states a copyright and no licence, research use."
+)
+LIMITS: Final = (
+    "Outlines were learned from boxes on smears and from 160 outlined cells of two laboratories; dust, ink, bubbles and "
+    "precipitate were painted, not seen; giant platelets of 6 um and more are mostly taken for leukocytes. Not measured on "
+    "whole scans of a laboratory outside the training sources. Not for diagnosis."
+)
+
+
+def train_detector(
+    fields: Path, masks: Path, cells: Path | None, settings: TrainSettings, work: Path
+) -> tuple[LeukocyteNet, float]:
+    """Train with checkpoints in `work`; the network and the centre score that does best on the training fields kept aside,
+    those of a camera that is left out not looked at. Raises UsageError for data or settings that cannot be used."""
+    if settings.left_out and settings.left_out not in CAMERAS:
+        raise UsageError(f"{settings.left_out}: no such camera; use one of {', '.join(CAMERAS)}")
+    network = train(load_sources(fields, masks, cells, settings.left_out), settings, work)
+    kept = [f for f in tuning_fields(fields) if f.camera != settings.left_out]
+    score = choose_score(kept, lambda s: network_detector(network, NETWORK_UM_PER_PX, s, DetectSettings()))
+    return network, score
+
+
+def make_detector(network: LeukocyteNet, score: float) -> NetworkDetector:
+    """The detector as it would be shipped."""
+    return network_detector(network, NETWORK_UM_PER_PX, score, DetectSettings())
+
+
+def write_detector(folder: Path, network: LeukocyteNet, score: float, settings: TrainSettings) -> None:
+    """Weights and card; what an older card says was measured is dropped, since these are other weights."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{WEIGHTS}.{os.getpid()}"
+        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial)
+        sha256 = hashlib.sha256(partial.read_bytes()).hexdigest()
+        partial.chmod(0o644)
+        partial.replace(folder / WEIGHTS)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another folder with -o") from error
+    write_card(
+        folder,
+        {
+            "name": DEFAULT_DETECTOR,
+            "architecture": ARCHITECTURE,
+            "um_per_px": NETWORK_UM_PER_PX,
+            "centre_score": score,
+            "sha256": sha256,
+            "flops_per_px": round(flops_per_px()),
+            "training": asdict(settings),
+            "training_data": DATA,
+            "licence": LICENCE,
+            "measured": {},
+            "limits": LIMITS,
+        },
+    )
+
+
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """`card.json`, whole or not at all."""
+    partial = folder / f".{CARD}.{os.getpid()}"
+    partial.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / CARD)
+
+
+def record_measures(folder: Path, measured: Mapping[str, Any]) -> None:
+    """Put tables of results into a card, beside or in place of those it holds."""
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    card["measured"] = card["measured"] | dict(measured)
+    write_card(folder, card)

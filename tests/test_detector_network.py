@@ -1,0 +1,244 @@
+"""The learned detector: its size, its training, its weights, and what it finds on painted smears."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from slidescreen.demo import PaintedCell, paint_smear
+from slidescreen.detect import LATTICE_PX, Body, DetectSettings
+from slidescreen.detector_model import (
+    DEFAULT_DETECTOR,
+    KINDS,
+    LeukocyteNet,
+    flops_per_px,
+    load_detector_card,
+    load_detector_network,
+    split_maps,
+)
+from slidescreen.detector_network import NetworkDetector, load_detector, refusal
+from slidescreen.errors import ModelError
+from slidescreen.geometry import Box, Point, Size
+from slidescreen.model import find_model
+from slidescreen.monolayer import cut_tiles
+from slidescreen.outlines import Shape, measure_focus
+from slidescreen.records import Area, AreaMap, Overview, RgbImage, Scale
+from slidescreen.slide import Grid
+from slidescreen.training import detector as training
+from slidescreen.training.detector_augment import SCENE_PX, make_scene
+from slidescreen.training.detector_data import LEUKOCYTE, Sample, Target
+from slidescreen.training.detector_measure import LabelledBox, LabelledField, draw, judge
+
+UM_PER_PX = 0.3
+SMEAR = Size(1024, 768)
+Smear = tuple[RgbImage, list[PaintedCell]]
+
+
+@pytest.fixture(scope="module")
+def smear() -> Smear:
+    return paint_smear(SMEAR, UM_PER_PX, leukocytes={"NGS": 8, "LYT": 5, "MON": 3, "EOS": 2, "MYO": 5}, seed=1)
+
+
+@pytest.fixture(scope="module")
+def detector() -> NetworkDetector:
+    return load_detector(find_model(DEFAULT_DETECTOR), DetectSettings())
+
+
+@pytest.fixture(scope="module")
+def bodies(smear: Smear, detector: NetworkDetector) -> list[Body]:
+    return detector.find(smear[0], UM_PER_PX)
+
+
+@pytest.fixture(scope="module")
+def sample(smear: Smear) -> Sample:
+    """A painted piece as a training sample, its leukocytes as discs."""
+    image = np.ascontiguousarray(smear[0][:400, :400])
+    targets = [Target(c.centre.x, c.centre.y, LEUKOCYTE, 12.0) for c in smear[1] if max(c.box.right, c.box.bottom) < 400]
+    bodies = np.zeros(image.shape[:2], np.uint8)
+    rows, columns = np.ogrid[:400, :400]
+    for k, t in enumerate(targets, 1):
+        bodies[np.hypot(columns - t.x, rows - t.y) < 20] = k
+    return Sample(image, bodies, (bodies > 0).astype(np.uint8), np.ones_like(bodies), tuple(targets))
+
+
+def test_costs_at_most_5_kflop_per_px() -> None:
+    assert 1000 < flops_per_px() <= 5000
+
+
+def test_maps_have_the_documented_shapes() -> None:
+    with torch.inference_mode():
+        maps = split_maps(LeukocyteNet().eval()(torch.zeros(2, 3, 64, 96)))
+    assert maps.centre.shape == (2, 1, 16, 24)
+    assert maps.kind.shape == (2, len(KINDS), 16, 24)
+    assert maps.offset.shape == (2, 2, 16, 24)
+    assert maps.masks.shape == (2, 2, 32, 48)
+
+
+def test_scenes_are_repeatable_and_name_what_they_hold(sample: Sample) -> None:
+    sources, shares = {"painted": [sample]}, {"painted": 1.0}
+    first, again = (make_scene(np.random.default_rng(5), sources, shares) for _ in range(2))
+    assert np.array_equal(first.image, again.image)
+    assert first.image.shape == (3, SCENE_PX, SCENE_PX)
+    assert first.centre.max() <= 1
+    truths = [make_scene(np.random.default_rng(i), sources, shares) for i in range(8)]
+    assert any((t.centre == 1).any() for t in truths)
+    assert all(set(np.unique(t.masks)) <= {0, 1, 2, 3, 4, 255} for t in truths)
+
+
+def _settings(**changes: int) -> training.TrainSettings:
+    return dataclasses.replace(training.TrainSettings(steps=4, batch=2, workers=0), **changes)
+
+
+def test_training_is_repeatable_and_resumes_as_if_uninterrupted(
+    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = {"painted": [sample]}
+    whole = training.train(sources, _settings(), tmp_path / "whole").state_dict()
+    monkeypatch.setattr(training, "SAVE_EVERY", 2)
+    calls, follow = iter(range(9)), training._follow
+
+    def stopped(*arguments: object) -> None:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        follow(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "_follow", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(sources, _settings(), tmp_path / "parts")
+    monkeypatch.setattr(training, "_follow", follow)
+    parts = training.train(sources, _settings(), tmp_path / "parts").state_dict()
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    with pytest.raises(ModelError, match="other settings"):
+        training.train(sources, _settings(seed=1), tmp_path / "parts")
+
+
+def test_weights_that_were_altered_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "altered"
+    shutil.copytree(find_model(DEFAULT_DETECTOR), folder)
+    card = load_detector_card(folder)
+    load_detector_network(folder, card)
+    weights = folder / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ModelError, match="sha256"):
+        load_detector_network(folder, card)
+
+
+def test_a_card_of_another_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="give a detector's folder"):
+        load_detector_card(find_model("resnext50-seed"))
+
+
+def test_the_card_tells_its_sources_licences_and_measures() -> None:
+    card = load_detector_card(find_model(DEFAULT_DETECTOR))
+    assert "GPL-3" in card.licence
+    assert "val fields" in card.measured
+
+
+def test_every_painted_leukocyte_is_found_once(smear: Smear, bodies: list[Body]) -> None:
+    found = [b for b in bodies if not b.refusal]
+    for cell in smear[1]:
+        assert sum(cell.box.contains(b.centre) for b in found) == 1, cell
+    assert len(found) == len(smear[1])
+
+
+def test_touching_cells_are_split(smear: Smear, detector: NetworkDetector) -> None:
+    cell = next(c for c in smear[1] if c.label == "MYO")
+    own = cell.box.expanded(1)
+    piece = smear[0][own.y : own.bottom, own.x : own.right]
+    image = np.full((160, 192, 3), np.percentile(smear[0], 90, axis=(0, 1)).astype(np.uint8), np.uint8)
+    for x in (60, 60 + own.width - 4):
+        place = image[60 : 60 + own.height, x : x + own.width]
+        place[:] = np.minimum(place, piece)
+    found = [b for b in detector.find(image, UM_PER_PX) if not b.refusal]
+    assert len(found) == 2
+    assert abs(found[0].centre.x - found[1].centre.x) > 0.8 * own.width
+
+
+def test_outlines_and_measures_agree(smear: Smear, bodies: list[Body]) -> None:
+    for cell in smear[1]:
+        body = next(b for b in bodies if not b.refusal and cell.box.contains(b.centre))
+        assert body.area_um2 is not None
+        drawn = draw(smear[0].shape[:2], [body.outline]).sum() * UM_PER_PX**2
+        assert drawn == pytest.approx(body.area_um2, rel=0.05)
+        assert 0.6 < body.area_um2 / (cell.box.width * cell.box.height * UM_PER_PX**2 * np.pi / 4) < 1.4
+        assert 5 < body.nucleus_um2 <= body.area_um2
+        assert body.eccentricity is not None
+        assert 0 <= body.eccentricity < 1
+        assert all(body.box.x <= p.x <= body.box.right and body.box.y <= p.y <= body.box.bottom for p in body.outline)
+
+
+@pytest.mark.parametrize("um_per_px", [0.26, 0.3, 0.36])
+def test_bodies_do_not_depend_on_where_the_image_begins(smear: Smear, detector: NetworkDetector, um_per_px: float) -> None:
+    x, y, halo = LATTICE_PX, LATTICE_PX, round(40 / um_per_px)
+    whole = detector.find(smear[0], um_per_px)
+    part = detector.find(np.ascontiguousarray(smear[0][y:, x:]), um_per_px)
+
+    def inner(found: list[Body], dx: int, dy: int) -> list[tuple[float, ...]]:
+        places = [(b.centre.x - dx, b.centre.y - dy, b.area_um2 or 0.0, b.nucleus_um2, b.focus or 0.0) for b in found]
+        return sorted(p for p in places if p[0] > halo and p[1] > halo)
+
+    assert len(inner(whole, x, y)) > 3
+    assert np.allclose(inner(whole, x, y), inner(part, 0, 0), rtol=1e-9, atol=1e-9)
+
+
+def test_tiles_start_on_the_lattice() -> None:
+    grid = Grid(0, 1, Size(3000, 2000), 1.0)
+    blank = np.zeros((1, 1, 3), np.uint8)
+    codes = np.full((20, 30), Area.SCREENED, np.uint8)
+    area = AreaMap(codes, 100.0, {}, Overview(blank, blank[..., 0], 3000.0))
+    for tile in cut_tiles(grid, area, 40.0, Scale(0.3, "test"), shift=37, lattice=LATTICE_PX):
+        assert tile.window.x % LATTICE_PX == tile.window.y % LATTICE_PX == 0
+        assert tile.core.x - tile.window.x >= 134 or tile.window.x == 0
+        assert tile.window.right >= min(3000, tile.core.right + 134)
+
+
+def test_ink_and_dust_are_no_leukocytes(detector: NetworkDetector) -> None:
+    image = np.full((512, 512, 3), 240, np.uint8)
+    image[100:130, 50:450] = (25, 30, 110)
+    image[300:318, 200:216] = 15
+    image[400:404, 300:330] = 40
+    assert not [b for b in detector.find(image, UM_PER_PX) if not b.refusal]
+
+
+def test_empty_glass_holds_nothing(detector: NetworkDetector) -> None:
+    assert detector.find(np.full((100, 90, 3), 235, np.uint8), UM_PER_PX) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "area", "reason"),
+    [
+        ("leukocyte", 120.0, ""),
+        ("leukocyte", 11.0, "too small (platelet or precipitate)"),
+        ("leukocyte", 2000.0, "too large (clump)"),
+        ("platelet", 12.0, "platelet"),
+        ("platelet", 60.0, "giant or aggregated platelets"),
+        ("artefact", 60.0, "artefact (precipitate, dust or ink)"),
+    ],
+)
+def test_refusals_are_named(kind: str, area: float, reason: str) -> None:
+    shape = Shape(Point(5, 5), Box(0, 0, 10, 10), (), (), area, area / 2, 0.3, 0.6, kind, 0.9)
+    assert refusal(shape, DetectSettings()) == reason
+
+
+def test_focus_falls_with_blur(smear: Smear) -> None:
+    import cv2
+
+    grey = cv2.cvtColor(smear[0], cv2.COLOR_RGB2GRAY)
+    box = smear[1][0].box
+    blurred = cv2.GaussianBlur(grey, (0, 0), 3.0)
+    assert measure_focus(blurred, box, UM_PER_PX) < 0.6 * measure_focus(grey, box, UM_PER_PX)
+
+
+def test_judging_counts_each_leukocyte_once() -> None:
+    boxes = (LabelledBox("WBC", 0, 0, 40, 40), LabelledBox("WBC", 100, 0, 140, 40), LabelledBox("RBC", 50, 50, 60, 60))
+    field = LabelledField(Path("none"), "bccd", 0.1, boxes)
+    at = [Body(Point(x, 20), Box(x, 20, 1, 1), 30.0) for x in (20, 22, 70)]
+    judged = judge(field, [*at, Body(Point(120, 20), Box(120, 20, 1, 1), 30.0, "platelet")])
+    assert (judged.tally.labelled, judged.tally.found, judged.tally.false) == (2, 1, 2)
