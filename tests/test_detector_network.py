@@ -192,7 +192,7 @@ def test_tiles_start_on_the_lattice() -> None:
     grid = Grid(0, 1, Size(3000, 2000), 1.0)
     blank = np.zeros((1, 1, 3), np.uint8)
     codes = np.full((20, 30), Area.MONOLAYER, np.uint8)
-    area = AreaMap(codes, codes == Area.MONOLAYER, 100.0, {}, Overview(blank, blank[..., 0], 3000.0))
+    area = AreaMap(codes, codes == Area.MONOLAYER, 100.0, {}, Overview(blank, blank[..., 0], np.ones((1, 1), bool), 3000.0))
     for tile in cut_tiles(grid, area, 40.0, Scale(0.3, "test"), shift=37, lattice=LATTICE_PX):
         assert tile.window.x % LATTICE_PX == tile.window.y % LATTICE_PX == 0
         assert tile.core.x - tile.window.x >= 134 or tile.window.x == 0
