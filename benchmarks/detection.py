@@ -1,6 +1,6 @@
 """Measures the leukocyte detector: val fields per camera, beside the colour rules; Dice on held-back expert masks; time.
 
-    python benchmarks/detection.py --fields ../shared/data/fields --masks ../shared/data/masks
+    python benchmarks/detection.py --fields FIELDS --masks MASKS
 
 `--leave-one-out` also trains a detector without each camera and measures it on that camera (slow; checkpoints in `--work`).
 `--write` puts the table into the model's card.
