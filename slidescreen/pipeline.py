@@ -30,8 +30,8 @@ from slidescreen.taxonomy import BLAST
 
 VERSION: Final = version("slidescreen")
 CELLS_AHEAD: Final = 512
-PATCHES_AHEAD: Final = 64
-"""64 patches are 31 MB."""
+PATCHES_AHEAD: Final = 32
+"""32 patches are 15 MB."""
 
 NOT_CHECKED: Final = ScaleCheck("not_measurable")
 

@@ -41,6 +41,7 @@ OVERVIEW: Final = "overview.jpg"
 SHARD: Final = 64
 """Patches per file of `patches.zarr`; each patch is a chunk of its own in it."""
 STEM_BYTES: Final = 120
+ROWS_AT_ONCE: Final = 4096
 
 COLUMNS: Final = (
     *("cell_id", "x_px", "y_px", "xmin_px", "ymin_px", "xmax_px", "ymax_px", "status", "label"),
@@ -339,16 +340,21 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write_tables(folder: Path, result: SlideResult) -> None:
-    rows = [row(cell, result.model.classes) for cell in result.cells]
-    with (folder / CELLS_CSV).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    """`cells.csv` and `cells.parquet`, some thousand rows at a time."""
     kinds: dict[str, pa.DataType] = {name: pa.float64() for name in COLUMNS}
     kinds |= {name: pa.int64() for name in ("cell_id", "xmin_px", "ymin_px", "xmax_px", "ymax_px")}
     kinds |= {name: pa.string() for name in ("status", "label", "reason")}
     schema = pa.schema([(name, kinds[name]) for name in COLUMNS])
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / CELLS_PARQUET)
+    with (
+        (folder / CELLS_CSV).open("w", encoding="utf-8", newline="") as file,
+        pq.ParquetWriter(folder / CELLS_PARQUET, schema) as parquet,
+    ):
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for start in range(0, len(result.cells), ROWS_AT_ONCE):
+            rows = [row(cell, result.model.classes) for cell in result.cells[start : start + ROWS_AT_ONCE]]
+            writer.writerows(rows)
+            parquet.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def _write_geojson(path: Path, result: SlideResult) -> None:

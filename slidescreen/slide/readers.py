@@ -24,6 +24,8 @@ from slidescreen.geometry import Box, Size
 
 DEFAULT_BLOCK: Final = 512
 MAX_BLOCK_PX: Final = 1 << 22
+OPENSLIDE_CACHE: Final = 4 << 20
+"""Bytes per handle: blocks are read whole and once, and kept by `Slide`."""
 MAX_IMAGE_PX: Final = 200_000_000
 UM_PER_UNIT: Final[Mapping[str, float]] = {
     **{"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6},
@@ -126,6 +128,7 @@ class OpenSlideReader(_OpenSlideLike):
 
     def __init__(self, path: Path) -> None:
         slide = openslide.OpenSlide(path)
+        slide.set_cache(openslide.OpenSlideCache(OPENSLIDE_CACHE))
         try:
             self._adopt(slide)
             if self.vendor == "generic-tiff":

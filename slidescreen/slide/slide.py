@@ -22,7 +22,8 @@ from slidescreen.slide.fingerprint import fingerprint
 from slidescreen.slide.readers import READERS, ImageReader, Reader, StatedScale
 from slidescreen.slide.truncation import missing_from
 
-CACHE_BYTES: Final = 192 << 20
+CACHE_BYTES: Final = 96 << 20
+"""Room for the level-0 px under one tile of the finder (4096 x 4096 px)."""
 
 
 class PixelState(enum.IntEnum):
