@@ -63,7 +63,7 @@ class DetectSettings:
     """
 
     method: Literal["network", "stain"] = "network"
-    min_cell_um2: float = 28.0
+    min_cell_um2: float = 15.0
     max_cell_um2: float = 900.0
     giant_platelet_um2: float = 20.0
     bare_um2: float = 5.0

@@ -202,7 +202,7 @@ def test_tiles_start_on_the_lattice() -> None:
 def test_ink_and_dust_are_no_leukocytes(detector: NetworkDetector) -> None:
     image = np.full((512, 512, 3), 240, np.uint8)
     image[100:130, 50:450] = (25, 30, 110)
-    image[300:318, 200:216] = 15
+    image[300:312, 200:212] = 15
     image[400:404, 300:330] = 40
     assert not [b for b in detector.find(image, UM_PER_PX) if not b.refusal]
 
