@@ -22,10 +22,10 @@ from slidescreen.logs import start_log
 from slidescreen.model import find_model
 from slidescreen.records import RgbImage
 from slidescreen.slide import read_image
-from slidescreen.training.detector import TrainSettings
-from slidescreen.training.detector_data import CAMERAS, MASK_SETS, LabelledField, list_fields, list_masks
-from slidescreen.training.detector_measure import Tally, dice_of_masks, judge_fields, tally_by_camera
-from slidescreen.training.detector_release import make_detector, record_measures, train_detector
+from slidescreen.training.detector.data import CAMERAS, MASK_SETS, LabelledField, list_fields, list_masks
+from slidescreen.training.detector.fit import TrainSettings
+from slidescreen.training.detector.measure import Tally, dice_of_masks, judge_fields, tally_by_camera
+from slidescreen.training.detector.release import make_detector, record_measures, train_detector
 
 SCAN_MPX = 244.0
 """The scan of 3.9 gigapixels at the working level, 0.29 um/px."""

@@ -29,10 +29,10 @@ from slidescreen.monolayer import cut_tiles
 from slidescreen.outlines import Shape, measure_focus
 from slidescreen.records import Area, AreaMap, Overview, RgbImage, Scale
 from slidescreen.slide import Grid
-from slidescreen.training import detector as training
-from slidescreen.training.detector_augment import SCENE_PX, make_scene
-from slidescreen.training.detector_data import LEUKOCYTE, Sample, Target
-from slidescreen.training.detector_measure import LabelledBox, LabelledField, draw, judge
+from slidescreen.training.detector import fit as training
+from slidescreen.training.detector.augment import SCENE_PX, make_scene
+from slidescreen.training.detector.data import LEUKOCYTE, Sample, Target
+from slidescreen.training.detector.measure import LabelledBox, LabelledField, draw, judge
 
 UM_PER_PX = 0.3
 SMEAR = Size(1024, 768)

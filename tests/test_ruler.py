@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from smears import GROUND, monolayer, write_rgba
 
-from slidescreen.cli import _wanted_scale
+from slidescreen.cli.options import wanted_scale
 from slidescreen.demo import paint_smear, write_pyramid
 from slidescreen.errors import ScaleError, UsageError
 from slidescreen.geometry import Size
@@ -115,9 +115,9 @@ def test_the_ruler_is_asked_only_where_needed() -> None:
 
 @pytest.mark.parametrize(("text", "wanted"), [("", None), ("auto", "auto"), ("0.0725", 0.0725)])
 def test_option(text: str, wanted: object) -> None:
-    assert _wanted_scale(text) == wanted
+    assert wanted_scale(text) == wanted
 
 
 def test_option_that_is_no_number() -> None:
     with pytest.raises(UsageError, match="--um-per-px fine: must be a number"):
-        _wanted_scale("fine")
+        wanted_scale("fine")

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from slidescreen.detector_model import FINE, LeukocyteNet, split_maps
 from slidescreen.errors import ModelError
-from slidescreen.training.detector_augment import SINGLES, Truth, make_scene
-from slidescreen.training.detector_data import (
+from slidescreen.training.detector.augment import SINGLES, Truth, make_scene
+from slidescreen.training.detector.data import (
     IGNORED,
     LabelledField,
     Sample,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidescreen.detector_model import COARSE, FINE, NETWORK_UM_PER_PX, OFFSET_UM
-from slidescreen.training.detector_data import ARTEFACT, IGNORED, SAMPLE_UM_PER_PX, Sample, Target
+from slidescreen.training.detector.data import ARTEFACT, IGNORED, SAMPLE_UM_PER_PX, Sample, Target
 
 SCENE_PX: Final = 160
 SCALES: Final = (0.7, 1.4)

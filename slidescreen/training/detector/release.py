@@ -17,9 +17,9 @@ from slidescreen.detector_model import ARCHITECTURE, DEFAULT_DETECTOR, NETWORK_U
 from slidescreen.detector_network import NetworkDetector, network_detector
 from slidescreen.errors import OutputError, UsageError
 from slidescreen.model import CARD, WEIGHTS
-from slidescreen.training.detector import TrainSettings, load_sources, train, tuning_fields
-from slidescreen.training.detector_data import CAMERAS
-from slidescreen.training.detector_measure import choose_score
+from slidescreen.training.detector.data import CAMERAS
+from slidescreen.training.detector.fit import TrainSettings, load_sources, train, tuning_fields
+from slidescreen.training.detector.measure import choose_score
 
 DATA: Final = (
     "TXL-PBC fields with boxes (MIT): bccd, bcd, raabin, cellavision, training split but every eighth field of each camera; "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from slidescreen.detect import Body, Detector
 from slidescreen.records import Outline, RgbImage
 from slidescreen.slide import read_image
-from slidescreen.training.detector_data import LabelledBox, LabelledField, read_mask
+from slidescreen.training.detector.data import LabelledBox, LabelledField, read_mask
 
 SUBPIXELS: Final = 3
 """Outlines are drawn to 1/8 px."""

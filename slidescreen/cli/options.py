@@ -1,0 +1,71 @@
+"""Options that commands share, and what they become."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from slidescreen.errors import UsageError
+
+if TYPE_CHECKING:
+    from slidescreen.classify import TorchClassifier
+    from slidescreen.config import Settings
+
+ModelOption = Annotated[str, typer.Option("--model", help="Name of a model that comes with slidescreen, or a model folder.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=0, help="Cells typed at once; 0 chooses.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More log lines; tracebacks of failures.")]
+
+
+def wanted_scale(text: str) -> float | Literal["auto"] | None:
+    """What --um-per-px says: um/px, auto, or nothing. Raises UsageError."""
+    if text in ("", "auto"):
+        return "auto" if text else None
+    try:
+        return plausible(float(text))
+    except ValueError:
+        raise UsageError(f"--um-per-px {text}: must be a number, for instance 0.0725, or auto") from None
+
+
+def plausible(um_per_px: float) -> float:
+    """The scale, when it is one that a scan can have. Raises UsageError."""
+    from slidescreen.scale import MAX_UM_PER_PX, MIN_UM_PER_PX
+
+    if not MIN_UM_PER_PX <= um_per_px <= MAX_UM_PER_PX:
+        raise UsageError(f"--um-per-px {um_per_px:g}: must lie in {MIN_UM_PER_PX}-{MAX_UM_PER_PX}")
+    return um_per_px
+
+
+def effective_settings(path: Path | None, device: str, batch_size: int, aoi: str, trust_scale: bool = False) -> Settings:
+    """Settings of the file, with the options of the command line on top."""
+    import dataclasses
+
+    from slidescreen.config import Settings, load_settings
+    from slidescreen.monolayer import with_aoi
+
+    base = load_settings(path) if path else Settings()
+    changes: dict[str, Any] = {}
+    if device:
+        changes["device"] = device
+    if batch_size:
+        changes["batch_size"] = batch_size
+    scale = dataclasses.replace(base.scale, trust=trust_scale or base.scale.trust)
+    monolayer = with_aoi(base.monolayer, aoi or base.monolayer.aoi)
+    return dataclasses.replace(base, scale=scale, monolayer=monolayer, classify=dataclasses.replace(base.classify, **changes))
+
+
+def open_classifier(model: str, settings: Settings) -> TorchClassifier:
+    """The model that was asked for, or the default one. Raises ModelError."""
+    from slidescreen.classify import TorchClassifier
+    from slidescreen.model import DEFAULT_MODEL, find_model
+
+    return TorchClassifier(find_model(model or DEFAULT_MODEL), settings.classify)
+
+
+def start_log(verbose: bool, as_json: bool) -> None:
+    """Log to standard error, as lines for people or as JSON."""
+    from slidescreen import logs
+
+    logs.start_log(verbose=verbose, as_json=as_json)
