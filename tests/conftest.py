@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from slidescreen.demo import PaintedCell, paint_smear, write_pyramid
 from slidescreen.geometry import Size
 from slidescreen.model import DEFAULT_MODEL, ModelCard, find_model, load_card
 
+ROOT = Path(__file__).parent.parent
 SMEAR_SIZE = Size(3072, 2048)
 SMEAR_CELLS = {"NGS": 6, "LYT": 4, "MON": 1, "EOS": 1, "MYO": 4}
 
@@ -69,3 +71,12 @@ def read_summary(folder: Path) -> dict[str, object]:
     content = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert isinstance(content, dict)
     return content
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """The folder of real cells, fields, masks and slides. It is not part of the project; tests that need it are skipped without."""
+    folder = Path(os.environ.get("SLIDESCREEN_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "cells" / "cells.csv").is_file():
+        pytest.skip("no real images here; set SLIDESCREEN_TEST_DATA to their folder")
+    return folder
