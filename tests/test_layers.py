@@ -7,6 +7,7 @@ PACKAGE = Path(__file__).parent.parent / "slidescreen"
 STAGES = ["scale", "ruler", "monolayer", "detect", "patches", "model", "classify", "differential", "store", "report"]
 LAYERS: list[list[str]] = [
     ["errors", "geometry", "taxonomy", "logs", "overlap"],
+    ["settings_file"],
     ["records"],
     ["slide"],
     STAGES,
