@@ -8,7 +8,7 @@ STAGES = ["scale", "ruler", "monolayer", "detect", "patches", "model", "classify
 LAYERS: list[list[str]] = [
     ["errors", "geometry", "taxonomy", "logs", "overlap"],
     ["records"],
-    ["slide"],
+    ["slide", "networks"],
     STAGES,
     ["detector_model"],
     ["outlines"],
