@@ -1,4 +1,4 @@
-"""Networks, model cards, weights that are checked before use, and the preprocessing that training and screening share.
+"""Model cards, weights that are checked before use, and the preprocessing that training and screening share.
 
 A model is a folder with `card.json` and `weights.safetensors`. Pickled weights are never loaded.
 """
@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
-from torchvision.models import resnext50_32x4d
 
 from slidescreen.errors import ModelError
+from slidescreen.networks import NETWORKS, build_network, load_weights
 from slidescreen.records import PATCH_UM, ModelInfo
 from slidescreen.taxonomy import CODES
 
@@ -29,16 +27,15 @@ DEFAULT_MODEL: Final = "resnext50-seed"
 CARD: Final = "card.json"
 WEIGHTS: Final = "weights.safetensors"
 PICKLE_SUFFIXES: Final = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"})
-ARCHITECTURE: Final = "torchvision.models.resnext50_32x4d"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     """What a model is and how it wants its input.
 
-    `classes`: the 15 codes in the order of the outputs. `patch_um`: side of the square it sees. `input_px`: side of the
-    network's input. `mean`, `std`: per RGB channel, of px / 255. `sha256` of the weights file. `measured`: results on images
-    that the model had not seen, by name.
+    `architecture`: a name of `networks.NETWORKS`. `classes`: the 15 codes in the order of the outputs. `patch_um`: side of the
+    square it sees. `input_px`: side of the network's input. `mean`, `std`: per RGB channel, of px / 255. `sha256` of the weights
+    file. `measured`: results on images that the model had not seen, by name.
     """
 
     name: str
@@ -101,8 +98,8 @@ def _card(name: str, data: Mapping[str, Any]) -> ModelCard:
         missing = " ".join(sorted(set(CODES) - set(classes)))
         extra = " ".join(sorted(set(classes) - set(CODES)))
         raise ValueError(f"classes must be the 15 codes, each once (missing: {missing or 'none'}, unknown: {extra or 'none'})")
-    if data["architecture"] != ARCHITECTURE:
-        raise ValueError(f"architecture {data['architecture']!r} is not known (known: {ARCHITECTURE})")
+    if data["architecture"] not in NETWORKS:
+        raise ValueError(f"architecture {data['architecture']!r} is not known (known: {', '.join(NETWORKS)})")
     if float(data["patch_um"]) != PATCH_UM:
         raise ValueError(f"patch_um {data['patch_um']} must be {PATCH_UM}")
     input_px = int(data["input_px"])
@@ -110,7 +107,7 @@ def _card(name: str, data: Mapping[str, Any]) -> ModelCard:
         raise ValueError(f"input_px {input_px} must lie in 32-1024")
     return ModelCard(
         name=str(data.get("name", name)),
-        architecture=ARCHITECTURE,
+        architecture=data["architecture"],
         classes=classes,
         patch_um=PATCH_UM,
         input_px=input_px,
@@ -153,18 +150,8 @@ def check_weights(folder: Path, sha256: str) -> Path:
 def load_network(folder: Path, card: ModelCard) -> nn.Module:
     """The network with its weights, float32, in evaluation mode, on the CPU. Raises ModelError when they do not fit."""
     path = check_weights(folder, card.sha256)
-    network: nn.Module = resnext50_32x4d(weights=None, num_classes=len(card.classes))
-    try:
-        state = {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
-        expected = network.state_dict()
-        for key, value in expected.items():
-            if key not in state and not key.endswith("num_batches_tracked"):
-                raise ModelError(f"{path}: layer {key} is missing; the weights are not of {card.architecture}")
-            if key in state and state[key].shape != value.shape:
-                raise ModelError(f"{path}: layer {key} has shape {tuple(state[key].shape)} in place of {tuple(value.shape)}")
-        network.load_state_dict(expected | state)
-    except (SafetensorError, RuntimeError) as error:
-        raise ModelError(f"{path}: is not a safetensors file of {card.architecture} ({error})") from error
+    network = build_network(card.architecture, len(card.classes))
+    load_weights(network, path, card.architecture)
     network.eval()
     return network
 

@@ -9,7 +9,7 @@ LAYERS: list[list[str]] = [
     ["errors", "geometry", "taxonomy", "logs", "overlap"],
     ["settings_file"],
     ["records"],
-    ["slide"],
+    ["slide", "networks"],
     STAGES,
     ["detector_model"],
     ["outlines"],
