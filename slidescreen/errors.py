@@ -4,6 +4,7 @@ SlidescreenError
 ├── UsageError      wrong options, settings or inputs: nothing was started (exit code 2)
 ├── ModelError      a model folder that cannot be trusted or used
 ├── OutputError     results cannot be written
+├── TrainingError   a training that cannot go on
 └── SlideError      this slide cannot be screened; others go on (exit code 1)
     ├── OpenError   no reader opens the file
     ├── ScaleError  um/px missing, contradictory or outside the plausible range
@@ -28,6 +29,10 @@ class ModelError(SlidescreenError):
 
 class OutputError(SlidescreenError):
     """Results cannot be written where they were asked for."""
+
+
+class TrainingError(SlidescreenError):
+    """A training that cannot go on; what it reached is kept."""
 
 
 class SlideError(SlidescreenError):

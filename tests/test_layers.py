@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parent.parent / "slidescreen"
 STAGES = ["scale", "ruler", "monolayer", "detect", "patches", "model", "classify", "differential", "store", "report"]
 LAYERS: list[list[str]] = [
     ["errors", "geometry", "taxonomy", "logs", "overlap"],
-    ["settings_file"],
+    ["atomic", "settings_file"],
     ["records"],
     ["slide", "networks"],
     STAGES,

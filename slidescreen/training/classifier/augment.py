@@ -1,4 +1,4 @@
-"""Turned, mirrored and, where the recipe asks for it, rescaled, recoloured and blurred images, a batch at once on any device."""
+"""Turned, mirrored and, where the recipe asks for it, rescaled, recoloured and blurred images, a batch at once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from torch.nn import functional
 
 from slidescreen.training.classifier.recipe import Recipe
 
-MEAN: Final = (0.5, 0.5, 0.5)
-STD: Final = (0.25, 0.25, 0.25)
-"""Of px / 255, as the model card tells screening."""
 BLUR_KERNEL: Final = (1.0, 4.0, 6.0, 4.0, 1.0)
 
 
@@ -78,9 +75,9 @@ def change(images: torch.Tensor, changes: Changes, patch_px: int) -> torch.Tenso
     return x.clamp_(0, 1)
 
 
-def normalise(x: torch.Tensor) -> torch.Tensor:
-    """(n, 3, h, w) in [0, 1] -> as the network wants it."""
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+def normalise(x: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """(n, 3, h, w) in [0, 1] -> as the network wants it, see `Recipe.normalisation`."""
+    mean, std = recipe.normalisation
     return (x - mean) / std
 
 

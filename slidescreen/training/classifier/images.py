@@ -132,7 +132,7 @@ def _from_annotations(folder: Path) -> list[LabelledImage]:
 def _from_folders(folder: Path, um_per_px: float | None) -> list[LabelledImage]:
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and (p.name in CLASS_OF or p.name == NOT_A_LEUKOCYTE))
     if not classes:
-        raise UsageError(f"{folder}: holds neither {ANNOTATIONS} nor folders named by class ({' '.join(LEAVES)}); check the path")
+        raise UsageError(f"{folder}: holds no {ANNOTATIONS} and no folders named by class ({' '.join(LEAVES)})")
     if um_per_px is None:
         raise UsageError(f"{folder}: folders say nothing of the scale; give --um-per-px")
     scale = _scale("--um-per-px", str(um_per_px))

@@ -91,7 +91,7 @@ def pack_images(
             shutil.rmtree(folder)
         partial.replace(folder)
     except OSError as error:
-        raise OutputError(f"{folder}: images cannot be packed there ({error.strerror or error}); check disk and path") from error
+        raise OutputError(f"{folder}: cannot be written ({error.strerror or error}); check disk and path") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return PackedImages(folder)
@@ -105,7 +105,7 @@ def packed_side(images: Sequence[LabelledImage], patch_px: int) -> int:
 
 def _extent_um(image: LabelledImage) -> float:
     try:
-        return min(read_image(image.path).shape[:2]) * image.um_per_px
+        return float(min(read_image(image.path).shape[:2]) * image.um_per_px)
     except (OSError, ValueError, SyntaxError):
         return 0.0  # named when it is packed
 
@@ -120,9 +120,7 @@ def _files_key(images: Sequence[LabelledImage]) -> str:
     return digest.hexdigest()
 
 
-def _write(
-    images: Sequence[LabelledImage], patch_px: int, side: int, folder: Path, progress: Callable[[int], None]
-) -> str:
+def _write(images: Sequence[LabelledImage], patch_px: int, side: int, folder: Path, progress: Callable[[int], None]) -> str:
     """Write the array chunk by chunk; sha256 of its px in order."""
     array = zarr.create_array(
         folder / "images.zarr",
@@ -136,7 +134,7 @@ def _write(
     digest, done = hashlib.sha256(), 0
     for chunk in _chunks(images, patch_px, side):
         array[done : done + len(chunk)] = chunk
-        digest.update(chunk)
+        digest.update(chunk.tobytes())
         done += len(chunk)
         progress(done)
     return digest.hexdigest()

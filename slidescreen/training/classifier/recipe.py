@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from slidescreen.errors import UsageError
-from slidescreen.networks import ARCHITECTURES
+from slidescreen.networks import NETWORKS
 from slidescreen.settings_file import from_table, read_toml
 
 RECIPES: Final = "recipes"
@@ -49,8 +49,8 @@ class Recipe:
     blur: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise UsageError(f"architecture {self.architecture!r} is unknown; use one of {', '.join(ARCHITECTURES)}")
+        if self.architecture not in NETWORKS:
+            raise UsageError(f"architecture {self.architecture!r} is unknown; use one of {', '.join(NETWORKS)}")
         if not 32 <= self.input_px <= 1024:
             raise UsageError(f"input_px = {self.input_px}: must lie in 32-1024")
         for name in ("epochs", "per_class", "batch_size"):
@@ -63,6 +63,12 @@ class Recipe:
         for name in UNIT:
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} = {getattr(self, name):g}: must lie in 0-1")
+
+    @property
+    def normalisation(self) -> tuple[float, float]:
+        """Mean and deviation that px / 255 are brought to before they enter the network; the published one takes them as
+        they are."""
+        return (0.0, 1.0) if self.architecture == "matek2019" else (0.5, 0.25)
 
     def plain(self) -> dict[str, Any]:
         """As plain values, for tables and checkpoints."""
