@@ -10,7 +10,7 @@ LAYERS: list[list[str]] = [
     ["records"],
     ["slide", "networks"],
     STAGES,
-    ["detector_model"],
+    ["detector_model", "keras_import", "onnx_export"],
     ["outlines"],
     ["detector_network"],
     ["painting"],
