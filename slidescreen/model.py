@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -15,10 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from slidescreen.errors import ModelError
+from slidescreen.errors import ModelError, OutputError
 from slidescreen.networks import NETWORKS, build_network, load_weights
 from slidescreen.records import PATCH_UM, ModelInfo
 from slidescreen.taxonomy import CODES
@@ -34,8 +38,8 @@ class ModelCard:
     """What a model is and how it wants its input.
 
     `architecture`: a name of `networks.NETWORKS`. `classes`: the 15 codes in the order of the outputs. `patch_um`: side of the
-    square it sees. `input_px`: side of the network's input. `mean`, `std`: per RGB channel, of px / 255. `sha256` of the weights
-    file. `measured`: results on images that the model had not seen, by name.
+    square it sees. `input_px`: side of the network's input. `mean`, `std`: per RGB channel, of px / 255. `sha256` of the
+    weights file. `measured`: results on images that the model had not seen, by name.
     """
 
     name: str
@@ -154,6 +158,29 @@ def load_network(folder: Path, card: ModelCard) -> nn.Module:
     load_weights(network, path, card.architecture)
     network.eval()
     return network
+
+
+def write_model(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> None:
+    """A new model folder, whole or not at all: weights, and `card` with their sha256.
+
+    `card` holds every other field of `card.json`. Raises OutputError where the folder is there already or cannot be written.
+    """
+    if folder.exists():
+        raise OutputError(f"{folder}: is there already; choose another folder with -o, or remove it")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, partial / WEIGHTS)
+        with (partial / WEIGHTS).open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        (partial / WEIGHTS).chmod(0o644)
+        (partial / CARD).write_text(json.dumps({**card, "sha256": sha256}, indent=1) + "\n", encoding="utf-8")
+        load_card(partial)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{folder}: cannot be written ({error}); choose another folder with -o") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def prepare(patches: torch.Tensor, card: ModelCard) -> torch.Tensor:

@@ -11,7 +11,7 @@ LAYERS: list[list[str]] = [
     ["records"],
     ["slide", "networks"],
     STAGES,
-    ["detector_model"],
+    ["detector_model", "keras_import", "onnx_export"],
     ["outlines"],
     ["detector_network"],
     ["painting"],

@@ -48,13 +48,15 @@ def train_classifier(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.")] = Path("build/classifier"),
     folds: Annotated[int, typer.Option("--folds", min=2)] = 5,
     fold: Annotated[list[int] | None, typer.Option("--fold", help="Train this fold only; may be repeated.")] = None,
-    split: Annotated[str, typer.Option("--split", help="stratified: image by image; patient: no patient in two folds.")] = "stratified",
+    split: Annotated[
+        str, typer.Option("--split", help="stratified: image by image; patient: patients as a whole.")
+    ] = "stratified",
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="0: the recipe's.")] = 0,
-    per_class: Annotated[int, typer.Option("--per-class", min=0, help="Images of each class in an epoch; 0: the recipe's.")] = 0,
+    per_class: Annotated[int, typer.Option("--per-class", min=0, help="Images of a class in an epoch; 0: the recipe's.")] = 0,
     input_px: Annotated[int, typer.Option("--input-px", min=0, help="Side of the network's input; 0: the recipe's.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=0, help="0: the recipe's.")] = 0,
     seed: Annotated[int, typer.Option("--seed", min=-1, help="-1: the recipe's.")] = -1,
-    start: Annotated[Path | None, typer.Option("--start", help="Weights (safetensors, torchvision's names) to start from.")] = None,
+    start: Annotated[Path | None, typer.Option("--start", help="ImageNet weights (safetensors) to start from.")] = None,
     um_per_px: Annotated[float | None, typer.Option("--um-per-px", help="Of images in a folder per class.")] = None,
     packed: Annotated[Path | None, typer.Option("--packed", help="Where packed images are kept; default: in the run.")] = None,
     device: DeviceOption = "auto",

@@ -1,10 +1,10 @@
 """A training run: images in, and for each fold a model and its predictions of images it has not seen.
 
-    RUN/run.json               recipe, split, data, versions
-    RUN/folds.csv              which image is tested in which fold
-    RUN/fold-1/model/          card and weights, ready to screen with
-    RUN/fold-1/predictions.csv of the images that are tested in this fold; written last
-    RUN/fold-1/                checkpoint, metrics.jsonl, tensorboard/
+RUN/run.json               recipe, split, data, versions
+RUN/folds.csv              which image is tested in which fold
+RUN/fold-1/model/          card and weights, ready to screen with
+RUN/fold-1/predictions.csv of the images that are tested in this fold; written last
+RUN/fold-1/                checkpoint, metrics.jsonl, tensorboard/
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from slidescreen.atomic import write_text
@@ -156,7 +156,9 @@ def _open_run(
     path = settings.out / RUN
     if path.is_file():
         if not settings.resume:
-            raise UsageError(f"{settings.out}: holds a training run; --resume goes on with it, or choose another folder with -o")
+            raise UsageError(
+                f"{settings.out}: holds a training run; --resume goes on with it, or choose another folder with -o"
+            )
         held = json.loads(path.read_text(encoding="utf-8"))
         for key in ("recipe", "split", "folds", "data"):
             if held.get(key) != json.loads(json.dumps(told[key])):
@@ -206,7 +208,8 @@ def _finish(
     said = {k: v for k, v in measured.items() if v is not None}
     kept = json.loads((folder / "model" / CARD).read_text(encoding="utf-8"))
     write_text(folder / "model" / CARD, json.dumps(kept | {"measured": said | {"images": str(len(test))}}, indent=1) + "\n")
-    write_text(folder / PREDICTIONS, _csv([[*COLUMNS, *(f"p_{c}" for c in CODES), "p_blast", "p_atypical"], *_rows(test, probabilities, fold)]))
+    header = [*COLUMNS, *(f"p_{code}" for code in CODES), "p_blast", "p_atypical"]
+    write_text(folder / PREDICTIONS, _csv([header, *_rows(test, probabilities, fold)]))
     return FoldDone(fold, folder, len(test), measured)
 
 
@@ -239,6 +242,7 @@ def measure(gold: Sequence[str], probabilities: NDArray[np.float32]) -> dict[str
 def _card(name: str, recipe: Recipe, split: Split, data: dict[str, Any], fold: int) -> dict[str, Any]:
     mean, std = recipe.normalisation
     apart = "no patient in two folds" if split.kind == "patient" else "images of one patient may lie in several folds"
+    sources = ", ".join(f"{source or 'source unnamed'} {n}" for source, n in data["per_source"].items())
     return {
         "name": name,
         "architecture": recipe.architecture,
@@ -248,8 +252,7 @@ def _card(name: str, recipe: Recipe, split: Split, data: dict[str, Any], fold: i
         "mean": [mean] * 3,
         "std": [std] * 3,
         "training": {"recipe": recipe.plain(), "fold": fold, "folds": split.folds, "split": split.kind},
-        "training_data": f"{data['images']} images ({', '.join(f'{k or "unnamed source"} {v}' for k, v in data['per_source'].items())}), "
-        f"all but fold {fold} of {split.folds}; {apart}.",
+        "training_data": f"{data['images']} images ({sources}), all but fold {fold} of {split.folds}; {apart}.",
         "licence": "Research use; the terms of the training data apply.",
         "measured": {},
         "limits": "Measured on the images of one fold only. Not for diagnosis.",
