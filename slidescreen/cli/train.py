@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from slidescreen.cli.app import log, train_app
+from slidescreen.cli.app import train_app
 from slidescreen.cli.options import DeviceOption, VerboseOption, start_log
 from slidescreen.cli.training_bar import TrainingBar
 
 if TYPE_CHECKING:
     from slidescreen.training.classifier.run import FoldDone
+
+SplitKind = Literal["stratified", "patient"]
 
 
 @train_app.command("detector")
@@ -49,7 +51,7 @@ def train_classifier(
     folds: Annotated[int, typer.Option("--folds", min=2)] = 5,
     fold: Annotated[list[int] | None, typer.Option("--fold", help="Train this fold only; may be repeated.")] = None,
     split: Annotated[
-        str, typer.Option("--split", help="stratified: image by image; patient: patients as a whole.")
+        SplitKind, typer.Option("--split", help="stratified: image by image; patient: patients as a whole.")
     ] = "stratified",
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="0: the recipe's.")] = 0,
     per_class: Annotated[int, typer.Option("--per-class", min=0, help="Images of a class in an epoch; 0: the recipe's.")] = 0,
@@ -70,19 +72,16 @@ def train_classifier(
     from slidescreen.classify import choose_device
     from slidescreen.training.classifier.images import list_images
     from slidescreen.training.classifier.recipe import load_recipe
-    from slidescreen.training.classifier.run import RunSettings, make_split, starter, train_folds, usable_images
+    from slidescreen.training.classifier.run import RunSettings, starter, train_folds, usable_images
 
     asked = {"architecture": arch, "epochs": epochs, "per_class": per_class, "input_px": input_px, "batch_size": batch_size}
     changes: dict[str, Any] = {k: v for k, v in asked.items() if v} | ({"seed": seed} if seed >= 0 else {})
     effective = dataclasses.replace(load_recipe(recipe), **changes)
     images = usable_images(list_images(data, um_per_px))
     only = tuple(dict.fromkeys(fold or ()))
-    dealt = make_split(images, split, folds, effective, only)
-    for note in dealt.notes:
-        log.warning("%s", note)
-    settings = RunSettings(out, packed or out / "packed", choose_device(device), only, resume)
+    settings = RunSettings(out, packed or out / "packed", choose_device(device), split, folds, only, resume)
     with TrainingBar() as bar:
-        for done in train_folds(images, dealt, effective, settings, starter(effective, start), bar.tell):
+        for done in train_folds(images, effective, settings, starter(effective, start), bar.tell):
             bar.print_line(_said(done))
     typer.echo(f"Now: slidescreen evaluate {out}")
 

@@ -65,7 +65,16 @@ def load_checkpoint(
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": kept["groups"]})
+    _lay_out_as_parameters(optimizer)
     return dict(kept["state"])
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the memory layout of their parameters: fused optimizers walk through both side by side, whatever theirs."""
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
 
 
 def follow(average: nn.Module, network: nn.Module, decay: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,11 +38,15 @@ class Split:
         return np.flatnonzero(self.fold != fold)
 
 
-def split_images(images: Sequence[LabelledImage], kind: SplitKind, folds: int, seed: int) -> Split:
+def split_images(
+    images: Sequence[LabelledImage], kind: SplitKind, folds: int, seed: int, twin_of: Mapping[int, int] | None = None
+) -> Split:
     """Deal images of the 15 classes out to folds, each class and each source as evenly as can be.
 
     stratified: images one by one, as Matek et al. 2019. patient: patients as a whole; an image without a patient is its own.
-    Raises UsageError when there is one class only, or a patient split is asked for and no image has a patient.
+    `twin_of`: index of an image with the same px as an earlier one -> that one's; it goes to the same fold.
+
+    Raises UsageError when there is one class only, or a patient split is asked for with fewer patients than folds.
     """
     if folds < 2:
         raise UsageError(f"--folds {folds}: at least 2 are needed, to learn from one and test on the other")
@@ -56,6 +60,8 @@ def split_images(images: Sequence[LabelledImage], kind: SplitKind, folds: int, s
         fold, notes = _by_patient(images, strata, folds, seed)
     else:
         fold, notes = _dealt(StratifiedKFold(folds, shuffle=True, random_state=seed), strata, None), ()
+    for twin, first in (twin_of or {}).items():
+        fold[twin] = fold[first]
     return Split(kind, folds, fold, (*notes, *_uneven(labels, fold, folds)))
 
 
@@ -81,6 +87,9 @@ def _by_patient(
 
 
 def _dealt(splitter: StratifiedKFold | StratifiedGroupKFold, strata: NDArray[np.str_], groups: object) -> NDArray[np.int64]:
+    folds = splitter.get_n_splits()
+    if max(Counter(strata.tolist()).values()) < folds:
+        raise UsageError(f"no class has as many images as there are folds ({folds}); use fewer folds")
     fold = np.zeros(len(strata), np.int64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of rare classes, which `_uneven` tells of

@@ -46,6 +46,8 @@ class PackedImages:
         self.shape: tuple[int, int, int, int] = (int(array.shape[0]), int(array.shape[1]), int(array.shape[1]), 3)
         self.patch_px = int(told["patch_px"])
         self.sha256 = str(told["pixels_sha256"])
+        self.twin_of: dict[int, int] = {int(twin): first for twin, first in told["twin_of"].items()}
+        """Index of an image with the same px as an earlier one -> that one's."""
         self._chunks: list[NDArray[np.uint8]] = [
             np.memmap(folder / "images.zarr" / "c" / str(i) / "0" / "0" / "0", np.uint8, "r", shape=(CHUNK, *self.shape[1:]))
             for i in range(math.ceil(self.shape[0] / CHUNK))
@@ -85,8 +87,10 @@ def pack_images(
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        digest = _write(images, patch_px, side, partial, progress)
-        (partial / KEY).write_text(json.dumps(key | {"pixels_sha256": digest}), encoding="utf-8")
+        digests = _write(images, patch_px, side, partial, progress)
+        whole = hashlib.sha256("".join(digests).encode()).hexdigest()
+        told = key | {"pixels_sha256": whole, "twin_of": _twins(digests)}
+        (partial / KEY).write_text(json.dumps(told), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         partial.replace(folder)
@@ -120,8 +124,10 @@ def _files_key(images: Sequence[LabelledImage]) -> str:
     return digest.hexdigest()
 
 
-def _write(images: Sequence[LabelledImage], patch_px: int, side: int, folder: Path, progress: Callable[[int], None]) -> str:
-    """Write the array chunk by chunk; sha256 of its px in order."""
+def _write(
+    images: Sequence[LabelledImage], patch_px: int, side: int, folder: Path, progress: Callable[[int], None]
+) -> list[str]:
+    """Write the array chunk by chunk; the sha256 of each image's px."""
     array = zarr.create_array(
         folder / "images.zarr",
         shape=(len(images), side, side, 3),
@@ -131,13 +137,17 @@ def _write(images: Sequence[LabelledImage], patch_px: int, side: int, folder: Pa
         filters=None,
         fill_value=None,
     )
-    digest, done = hashlib.sha256(), 0
+    digests: list[str] = []
     for chunk in _chunks(images, patch_px, side):
-        array[done : done + len(chunk)] = chunk
-        digest.update(chunk.tobytes())
-        done += len(chunk)
-        progress(done)
-    return digest.hexdigest()
+        array[len(digests) : len(digests) + len(chunk)] = chunk
+        digests += [hashlib.sha256(image.tobytes()).hexdigest() for image in chunk]
+        progress(len(digests))
+    return digests
+
+
+def _twins(digests: Sequence[str]) -> dict[int, int]:
+    first: dict[str, int] = {}
+    return {i: first[digest] for i, digest in enumerate(digests) if first.setdefault(digest, i) != i}
 
 
 def _chunks(images: Sequence[LabelledImage], patch_px: int, side: int) -> Iterator[NDArray[np.uint8]]:

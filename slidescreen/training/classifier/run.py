@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from slidescreen.records import PATCH_UM
 from slidescreen.slide import read_image
 from slidescreen.taxonomy import ATYPICAL, BLAST, CODES, NOT_A_LEUKOCYTE, probability_of
 from slidescreen.training.classifier.fit import Lesson, Step, fit
-from slidescreen.training.classifier.folds import Split, split_images
+from slidescreen.training.classifier.folds import Split, SplitKind, split_images
 from slidescreen.training.classifier.images import LabelledImage
 from slidescreen.training.classifier.packed import PackedImages, pack_images
 from slidescreen.training.classifier.recipe import Recipe
@@ -63,19 +64,20 @@ class FoldDone:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """`out`: the run's folder. `packed`: where packed images lie or go. `only`: folds to train, all when empty. `resume`: go on
-    in a folder that holds a run."""
+    """`out`: the run's folder. `packed`: where packed images lie or go. `split`, `folds`: how images are dealt out. `only`:
+    folds to train, all when empty. `resume`: go on in a folder that holds a run."""
 
     out: Path
     packed: Path
     device: str
+    split: SplitKind = "stratified"
+    folds: int = 5
     only: tuple[int, ...] = ()
     resume: bool = False
 
 
 def train_folds(
     images: Sequence[LabelledImage],
-    split: Split,
     recipe: Recipe,
     settings: RunSettings,
     start: Callable[[], nn.Module],
@@ -84,9 +86,16 @@ def train_folds(
     """Train and test fold after fold; finished ones of a run that goes on are passed over. `start` makes the network that each
     fold begins with; `tell` is told fold and step.
 
-    Raises UsageError when the folder holds another run, or holds one and is not to be gone on with.
+    Raises UsageError when the images cannot be split, or the folder holds another run, or one that is not to be gone on with.
     """
+    for fold in settings.only:
+        if not 1 <= fold <= settings.folds:
+            raise UsageError(f"--fold {fold}: must lie in 1-{settings.folds}")
+    split_images(images, settings.split, settings.folds, recipe.seed)  # what cannot be split is said before images are read
     packed = pack_images(images, recipe.input_px, settings.packed, lambda n: log.info("%d of %d packed", n, len(images)))
+    split = split_images(images, settings.split, settings.folds, recipe.seed, packed.twin_of)
+    for note in split.notes:
+        log.warning("%s", note)
     _open_run(images, split, recipe, settings, packed)
     for fold in settings.only or range(1, split.folds + 1):
         folder = settings.out / f"fold-{fold}"
@@ -118,14 +127,6 @@ def usable_images(images: Iterable[LabelledImage]) -> list[LabelledImage]:
     if not kept:
         raise UsageError("no image is labelled with one of the 15 classes; check the labels")
     return kept
-
-
-def make_split(images: Sequence[LabelledImage], kind: Any, folds: int, recipe: Recipe, only: Sequence[int]) -> Split:
-    """See `split_images`. Raises UsageError also for a fold in `only` that there is not."""
-    for fold in only:
-        if not 1 <= fold <= folds:
-            raise UsageError(f"--fold {fold}: must lie in 1-{folds}")
-    return split_images(images, kind, folds, recipe.seed)
 
 
 def _lesson(images: Sequence[LabelledImage], split: Split, packed: PackedImages, fold: int) -> Lesson:
@@ -201,6 +202,7 @@ def _finish(
     folder = settings.out / f"fold-{fold}"
     name = f"{settings.out.resolve().name}-fold-{fold}"
     card = _card(name, recipe, split, _data(images, packed), fold)
+    shutil.rmtree(folder / "model", ignore_errors=True)  # of a run that was killed before it wrote predictions
     write_model(folder / "model", network, card)
     test = [images[i] for i in split.test(fold)]
     probabilities = predict(test, folder / "model", settings.device)
