@@ -84,6 +84,8 @@ def _by_class(report: DataReport) -> Iterator[str]:
         note = f", fewer than {RARE}: too few to learn or to measure" if 0 < total < RARE else ""
         kinds = {merged[leaf] for leaf in finer if leaf in LEAVES}
         told = ", ".join(f"{leaf} {n}" for leaf, n in sorted(finer.items()))
+        by_source = Counter(i.source or "(unnamed)" for i in report.images if i.label == code)
+        note += f" ({', '.join(f'{source} {n}' for source, n in sorted(by_source.items()))})" if len(by_source) > 1 else ""
         note += f" (of them {told}{'; merged' if kinds == {code} else ''})" if finer else ""
         yield f"class {code} {BY_CODE[code].name}: {total}{note}"
     if NOT_A_LEUKOCYTE in counts:
