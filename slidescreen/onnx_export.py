@@ -42,6 +42,10 @@ def export_onnx(folder: Path, out: Path) -> None:
         if find_spec(package) is None:
             raise UsageError(f"ONNX needs {package}: pip install 'slidescreen[onnx]'")
     card = load_card(folder)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another file with --onnx") from error
     program = torch.onnx.export(
         _Screen(load_network(folder, card), card).eval(),
         (torch.zeros(2, PATCH_PX, PATCH_PX, 3, dtype=torch.uint8),),
@@ -56,7 +60,6 @@ def export_onnx(folder: Path, out: Path) -> None:
     program.model.metadata_props.update(metadata(card))
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         program.save(partial, external_data=False)
         partial.replace(out)
     except OSError as error:

@@ -23,7 +23,12 @@ def test_every_network_types_patches_of_several_sizes_into_15_classes(name: str)
             assert logits.shape == (2, 15)
             assert torch.isfinite(logits).all()
             assert not torch.allclose(logits[0], logits[1])
-        assert build_network(name, 5).eval()(torch.rand(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_the_number_of_classes_is_free() -> None:
+    with torch.inference_mode():
+        assert build_network("matek2019", 5).eval()(torch.rand(1, 3, 32, 32)).shape == (1, 5)
+        assert build_network("sequential", 5).eval()(torch.rand(1, 3, 32, 32)).shape == (1, 5)
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
