@@ -120,7 +120,8 @@ class _Stored:
     def _numbers(self, name: str, weight: str, stored: Any) -> NDArray[np.float32]:
         if stored.dtype.kind != "f":
             raise ModelError(f"{self.path}: layer {name}: {weight} holds {stored.dtype}, not numbers; not {ARCHITECTURE}")
-        numbers: NDArray[np.float32] = stored[()].astype(np.float32)
+        with np.errstate(over="ignore"):  # too large for float32 is not finite, and refused below
+            numbers: NDArray[np.float32] = stored[()].astype(np.float32)
         if not np.isfinite(numbers).all():
             raise ModelError(f"{self.path}: layer {name}: {weight} is not finite; fetch the file again")
         return numbers

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,8 +72,12 @@ def keras_file(keras_network: KerasNetwork, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def imported(keras_file: Path) -> Path:
+    """Through the command, whose warnings are errors here."""
     folder = keras_file.parent / "matek2019"
-    import_keras(keras_file, folder)
+    command = [sys.executable, "-W", "error", "-m", "slidescreen", "model", "import-keras", keras_file, "-o", folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"--model {folder}" in done.stdout
     return folder
 
 
@@ -208,6 +213,8 @@ def changed(kind: str) -> dict[str, dict[str, NDArray[np.generic]]]:
             layers = first_layers(30)
         case "text":
             layers["conv2d_1"]["bias"] = np.array([b"x"] * 64, dtype=object)
+        case "large":
+            layers["conv2d_1"]["bias"] = np.full(64, 1e300)
         case "nan":
             layers["conv2d_1"]["bias"] = np.full(64, np.nan, np.float32)
         case "foreign":
@@ -231,6 +238,7 @@ def changed(kind: str) -> dict[str, dict[str, NDArray[np.generic]]]:
         ("few", r"holds 30 conv2d layers and has none left for blocks\.0\.conv2, group 29 of 32"),
         ("text", r"layer conv2d_1: bias holds object, not numbers"),
         ("nan", r"layer conv2d_1: bias is not finite"),
+        ("large", r"layer conv2d_1: bias is not finite"),
         ("foreign", r"layer separable_conv2d_1 has weights and is none of conv2d"),
         ("none", r"lists no layers with weights"),
     ],
