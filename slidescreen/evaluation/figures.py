@@ -34,6 +34,9 @@ HUMAN: Final = "#d9480f"
 PAGE_COLOURS: Final = {INK: "--text", SOFT: "--soft", LINE: "--line", GROUND: "--ground", ACCENT: "--accent"}
 """Colour in the files -> the page's variable of the same meaning (report/style.css)."""
 
+NAMES: Final = ("confusion", "roc_blast", "roc_atypical", "reliability", "patients")
+"""All that can be drawn; a figure without anything to show is not."""
+
 PNG_DPI: Final = 200
 ZOOM_FROM_AUC: Final = 0.95
 """From this AUC on the corner of the curve is enlarged."""
@@ -66,7 +69,7 @@ _MARKS: Final = {1: "x", 2: "+"}
 
 
 def draw(evaluation: Evaluation) -> dict[str, tuple[bytes, bytes]]:
-    """Name of each figure -> (SVG, PNG). A figure without anything to show is not drawn."""
+    """Name of each figure that is drawn -> (SVG, PNG)."""
     with matplotlib.style.context(["default", _LOOK]):
         figures = {"confusion": _confusion(evaluation)}
         for decision in evaluation.decisions:

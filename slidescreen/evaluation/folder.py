@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +12,7 @@ from typing import Any, Final
 from slidescreen import __version__
 from slidescreen.errors import OutputError, UsageError
 from slidescreen.evaluation.evaluate import DEFAULT_THRESHOLD, evaluate
-from slidescreen.evaluation.figures import draw
+from slidescreen.evaluation.figures import NAMES, draw
 from slidescreen.evaluation.page import render
 from slidescreen.evaluation.predictions import read_predictions
 from slidescreen.evaluation.result import Evaluation
@@ -39,18 +37,34 @@ def evaluate_into(source: Path, out: Path, *, threshold: float = DEFAULT_THRESHO
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
-    """JSON, tables, figures and page into the folder `out`, all or nothing."""
+    """JSON, tables, figures and page into the folder `out`, all or nothing. Raises UsageError and OutputError."""
     _require_free(out)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    partial, old = _beside(out, "partial"), _beside(out, "old")
     try:
         try:
+            _recover(out)
             partial.mkdir(parents=True)
             _write(evaluation, partial)
-            _put(partial, out)
+            _put(partial, old, out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error}); check disk and permissions") from error
+
+
+def _beside(out: Path, what: str) -> Path:
+    return out.with_name(f".{out.name}.slidescreen-{what}")
+
+
+def _recover(out: Path) -> None:
+    """Undo what a killed run left: put an evaluation that it had moved aside back, remove its half one."""
+    old = _beside(out, "old")
+    if old.is_dir():
+        if out.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(out)
+    shutil.rmtree(_beside(out, "partial"), ignore_errors=True)
 
 
 def _require_free(out: Path) -> None:
@@ -67,7 +81,9 @@ def _require_free(out: Path) -> None:
     strange = sorted(held - {EVALUATION, PAGE, FIGURES, *_TABLES})
     figures = out / FIGURES
     if figures.is_dir():
-        strange += sorted(f"{FIGURES}/{p.name}" for p in figures.iterdir() if p.suffix not in (".svg", ".png"))
+        strange += sorted(
+            f"{FIGURES}/{p.name}" for p in figures.iterdir() if p.suffix not in (".svg", ".png") or p.stem not in NAMES
+        )
     if strange:
         raise UsageError(f"{out}: holds files besides an evaluation ({strange[0]}); move them or give another folder")
 
@@ -113,15 +129,14 @@ def _write_table(path: Path, table: Table) -> None:
         writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)
 
 
-def _put(partial: Path, out: Path) -> None:
+def _put(partial: Path, old: Path, out: Path) -> None:
     """Put the new folder in its place; an older one stays whole until that moment."""
-    old = out.with_name(f"{partial.name}.old")
-    if out.exists():
-        out.rename(old)
     try:
+        if out.exists():
+            out.rename(old)
         partial.rename(out)
-    except OSError:
-        if old.exists():
+    except BaseException:
+        if old.exists() and not out.exists():
             old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -8,11 +8,10 @@ from slidescreen.taxonomy import CODES
 
 
 def split_words(predictions: Predictions) -> SplitWords:
-    """What run.json claims, held against the patients of the folds."""
+    """What run.json claims, held against the patients of the folds (`read_predictions` refuses a claim that they belie)."""
     claimed = predictions.run.get("split")
-    known = int((predictions.patient != "").sum())
     shared = len(shared_patients(predictions))
-    unknown = len(predictions) - known
+    unknown = int((predictions.patient == "").sum())
     if claimed == "patient":
         text = "No patient is in two folds: each image was tested by a network that had seen no image of its patient."
         if unknown:
@@ -21,18 +20,23 @@ def split_words(predictions: Predictions) -> SplitWords:
     if claimed == "stratified":
         text = "Images of one patient may lie in training and in test: the numbers are optimistic for new patients."
         if shared:
-            text += f" Here {shared} patient{'s have' if shared > 1 else ' has'} images in more than one fold."
+            text += f" Here {_patients_have(shared)} images in more than one fold."
         return SplitWords("Split by image", text, caution=True)
     if shared:
+        text = f"{_patients_have(shared)} images in more than one fold: the numbers are optimistic for new patients."
+    elif len(predictions.folds) > 1 and not unknown:
         text = (
-            f"{shared} patient{'s have' if shared > 1 else ' has'} images in more than one fold: optimistic for new patients."
+            "No patient is in two folds. Nothing given here says that each fold's network had not seen its images in training."
         )
-        return SplitWords("Split not stated", text, caution=True)
-    if len(predictions.folds) > 1 and known == len(predictions):
-        text = "No patient is in two folds by the ids given; whether each fold was predicted by a network that had not seen it is not."
-        return SplitWords("Split not stated", text, caution=True)
-    text = "Nothing given here says that the network had not seen these images, or others of the same patients, in training."
+    else:
+        text = (
+            "Nothing given here says that the network had not seen these images, or others of the same patients, in training."
+        )
     return SplitWords("Split not stated", text, caution=True)
+
+
+def _patients_have(count: int) -> str:
+    return "1 patient has" if count == 1 else f"{count} patients have"
 
 
 def warnings(predictions: Predictions) -> tuple[str, ...]:
