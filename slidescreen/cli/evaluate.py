@@ -23,7 +23,7 @@ def evaluate(
     """Tell how well cells were named, as the paper does: scores, ROC, agreement, calibration, and a page of it all."""
     start_log(verbose, False)
     from slidescreen.evaluation.folder import PAGE, evaluate_into
-    from slidescreen.report.wording import number
+    from slidescreen.report.wording import cells, number
 
     found = evaluate_into(predictions, out, threshold=threshold)
     log.info("%s: %s", found.split.title, found.split.text)
@@ -31,4 +31,5 @@ def evaluate(
         log.warning("%s", warning)
     aucs = ", ".join(f"{decision.key} AUC {number(decision.auc.value, 3)}" for decision in found.decisions)
     balanced = number(found.balanced_accuracy.value, 3)
-    typer.echo(f"{found.images} images, {len(found.folds)} folds: balanced accuracy {balanced}, {aucs} -> {out / PAGE}")
+    folds = cells(len(found.folds), "fold")
+    typer.echo(f"{found.images} images, {folds}: balanced accuracy {balanced}, {aucs} -> {out / PAGE}")

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from slidescreen.evaluation.metrics import CALIBRATION_BINS
 from slidescreen.evaluation.published import MATURE, TABLE_1
@@ -42,7 +42,7 @@ ZOOM_FROM_AUC: Final = 0.95
 """From this AUC on the corner of the curve is enlarged."""
 ZOOM: Final = 0.2
 """Side of the enlarged corner."""
-PLAIN: Final = FuncFormatter(lambda value, _: f"{value:,.0f}")
+COUNTS: Final = FuncFormatter(lambda n, _: f"{n / 1000:g}k" if n >= 1000 else f"{n:g}")
 READABLE_SHARE: Final = 0.005
 """Smaller shares would print as 0.00 and are left blank."""
 
@@ -116,7 +116,8 @@ def _confusion(evaluation: Evaluation) -> Figure:
     for row, n in enumerate(images):
         bars.text(max(n, 0.8) * 1.25, row, f"{n:,.0f}", va="center", fontsize=8)
     bars.set_xlabel("Images (log scale)")
-    bars.xaxis.set_major_formatter(PLAIN)
+    bars.xaxis.set_major_locator(LogLocator(numticks=9))
+    bars.xaxis.set_major_formatter(COUNTS)
     bars.tick_params(axis="y", length=0)
     bars.minorticks_off()
     return figure
@@ -162,7 +163,10 @@ def _curves(axes: Axes, decision: Decision, reannotations: Iterable[Reannotation
             axes.plot(curve.fpr, curve.tpr, color=ACCENT, lw=0.5, alpha=0.35)
         low, high = np.clip(mean.tpr - mean.sd, 0, 1), np.clip(mean.tpr + mean.sd, 0, 1)
         axes.fill_between(mean.fpr, low, high, color=ACCENT, alpha=0.2, lw=0)
-    axes.plot(mean.fpr, mean.tpr, color=ACCENT, lw=1.8)
+        axes.plot(mean.fpr, mean.tpr, color=ACCENT, lw=1.8)
+    else:  # one curve needs no averaging
+        (curve,) = decision.curves.values()
+        axes.plot(curve.fpr, curve.tpr, color=ACCENT, lw=1.8)
     _point(axes, decision.network.sensitivity, decision.network.specificity, "o", ACCENT)
     for each in reannotations:
         said = each.human[decision.key]
@@ -222,7 +226,7 @@ def _reliability(evaluation: Evaluation) -> Figure:
     lower.set_yscale("log")
     lower.set_ylim(0.8, None)
     lower.minorticks_off()
-    lower.yaxis.set_major_formatter(PLAIN)
+    lower.yaxis.set_major_formatter(COUNTS)
     lower.set_ylabel("Images (log)")
     lower.set_xlabel("Probability of the predicted class")
     return figure
@@ -235,7 +239,7 @@ def _patients(evaluation: Evaluation) -> Figure:
     human = [100 * g.blasts_gold / g.images for g in groups]
     network = [100 * g.blasts_network / g.images for g in groups]
     axes.plot([0, 100], [0, 100], color=SOFT, lw=1, ls="--")
-    axes.scatter(human, network, s=[8 + 6 * g.images**0.5 for g in groups], color=ACCENT, alpha=0.45, lw=0)
+    axes.scatter(human, network, s=[16 + 6 * g.images**0.5 for g in groups], color=ACCENT, alpha=0.45, lw=0)
     axes.set_xlim(-3, 103)
     axes.set_ylim(-3, 103)
     axes.set_aspect("equal")
