@@ -112,7 +112,7 @@ def _confusion(evaluation: Evaluation) -> Figure:
     matrix.tick_params(length=0, labelcolor=INK)
     bars.barh(range(15), images, color=ACCENT, height=0.6)
     bars.set_xscale("log")
-    bars.set_xlim(0.8, 10 ** np.ceil(np.log10(images.max() * 6)))
+    bars.set_xlim(0.8, images.max() * 8)  # room for the numbers
     for row, n in enumerate(images):
         bars.text(max(n, 0.8) * 1.25, row, f"{n:,.0f}", va="center", fontsize=8)
     bars.set_xlabel("Images (log scale)")
@@ -191,6 +191,9 @@ def _legend(decision: Decision, reannotations: Iterable[Reannotation]) -> list[L
     at = f"Network at t = {decision.threshold:g}"
     handles.append(Line2D([], [], color=ACCENT, marker="o", ls="", label=at))
     for each in reannotations:
+        said_by_human = each.human[decision.key]
+        if said_by_human.sensitivity.value is None or said_by_human.specificity.value is None:
+            continue  # no point to explain
         label = f"{('First', 'Second')[each.number - 1]} re-annotation, {each.images:,} images"
         handles.append(Line2D([], [], color=HUMAN, marker=_MARKS[each.number], mew=1.8, ls="", label=label))
     return handles
