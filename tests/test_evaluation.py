@@ -165,6 +165,14 @@ def test_numbers_in_the_files_equal_scikit_learn(run_dir: Path, out: Path) -> No
     between = reference.cohen_kappa_score([r["reannotation_1"] for r in both], [r["reannotation_2"] for r in both])
     measures = {(row["measure"], row["class"]): row for row in read_table(out / "measures.csv")}
     assert float(measures["kappa_reannotation_1", ""]["value"]) == pytest.approx(kappa, rel=1e-4)
+    of_folds = [[row for row in shown if row["fold"] == k] for k in "12345"]
+    kappas = [reference.cohen_kappa_score([r["gold"] for r in own], [r["reannotation_1"] for r in own]) for own in of_folds]
+    assert [float(measures["kappa_reannotation_1", ""][f"fold_{k}"]) for k in "12345"] == pytest.approx(kappas, rel=1e-4)
+    assert (
+        float(measures["kappa_reannotation_1", ""]["ci95_low"])
+        < kappa
+        < float(measures["kappa_reannotation_1", ""]["ci95_high"])
+    )
     assert float(measures["kappa_network_on_reannotated_1", ""]["value"]) == pytest.approx(network, rel=1e-4)
     assert float(measures["kappa_reannotation_2_to_1", ""]["value"]) == pytest.approx(between, rel=1e-4)
     for key, codes in (("blast", {"MYO", "MOB"}), ("atypical", {"MYO", "MOB", "PMO", "EBO", "MYB", "MMZ", "PMB", "LYA"})):
@@ -223,8 +231,9 @@ def test_an_auc_of_one_kind_is_undefined_and_says_so(tmp_path: Path) -> None:
 
 def test_the_threshold_decides(run_dir: Path) -> None:
     predictions = read_predictions(run_dir)
-    low, high = (evaluate(predictions, "x", threshold=t, resamples=0).decisions[0].network for t in (0.05, 0.95))
-    assert low.sensitivity.value > high.sensitivity.value and low.specificity.value < high.specificity.value  # type: ignore[operator]
+    found = [evaluate(predictions, "x", threshold=t, resamples=0) for t in (0.05, 0.95)]
+    for low, high in ([e.decisions[0].network for e in found], [e.reannotations[0].network["blast"] for e in found]):
+        assert low.sensitivity.count > high.sensitivity.count and low.specificity.count < high.specificity.count
     for wrong in (-0.1, 1.1, float("nan")):
         with pytest.raises(UsageError, match="must lie in 0-1"):
             evaluate(predictions, "x", threshold=wrong)
