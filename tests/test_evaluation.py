@@ -325,6 +325,24 @@ def test_a_failure_leaves_the_older_evaluation(
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_an_older_evaluation_comes_back_when_the_new_one_cannot_take_its_place(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, new = shutil.copytree(out, tmp_path / "out"), tmp_path / "new"
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self == new:
+            raise OSError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    new.mkdir()
+    with pytest.raises(OSError, match="Permission denied"):
+        folder._put(new, tmp_path / "old", mine)
+    assert (mine / "evaluation.json").exists() and not (tmp_path / "old").exists()
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_what_a_killed_evaluation_left_is_undone(run_dir: Path, out: Path, tmp_path: Path) -> None:
     """Killed between the two renames: the older evaluation lies aside, the new one is complete but not in its place."""
