@@ -28,7 +28,12 @@ from slidescreen.taxonomy import CODES
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = rows()
     made[0]["gold"] = "-"
-    return write_run(tmp_path_factory.mktemp("evaluation") / "run <1>", made, recipe={"name": "paper & more", "epochs": 15})
+    return write_run(
+        tmp_path_factory.mktemp("evaluation") / "run <1>",
+        made,
+        recipe={"name": "paper & more", "epochs": 15},
+        notes=["no <b> in fold 2"],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +286,7 @@ def test_the_page_stands_alone(out: Path) -> None:
     assert "paper &amp; more" in text
     assert "Research use" in text and "needs review by a morphologist" in text
     assert text.count("<svg") == len(NAMES)
-    assert "1 image without a leukocyte" in text
+    assert "1 image without a leukocyte" in text and "<li>No &lt;b&gt; in fold 2.</li>" in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -354,13 +359,13 @@ def test_what_a_killed_evaluation_left_is_undone(run_dir: Path, out: Path, tmp_p
 
 def test_the_command(run_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "slidescreen", "evaluate"]
-    done = subprocess.run([*command, run_dir, "-o", tmp_path / "out"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, run_dir, "-o", tmp_path / "out"], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert re.search(
         r"446 images, 5 folds: balanced accuracy 0\.\d{3}, blast AUC 0\.\d{3}, atypical AUC 0\.\d{3} -> ", done.stdout
     )
     assert "Split by image" in done.stderr and "left out" in done.stderr
-    done = subprocess.run([*command, tmp_path / "none.csv", "-o", tmp_path / "x"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, tmp_path / "none.csv", "-o", tmp_path / "x"], capture_output=True, text=True, timeout=280)
     assert done.returncode == 2 and "no such file or folder" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
 

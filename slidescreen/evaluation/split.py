@@ -48,6 +48,8 @@ def warnings(predictions: Predictions) -> tuple[str, ...]:
     planned = predictions.run.get("folds")
     if isinstance(planned, int) and planned > len(predictions.folds):
         said.append(f"{len(predictions.folds)} of {planned} folds evaluated: the others are not finished.")
+    notes = predictions.run.get("notes")  # what the split could not keep
+    said += [f"{note[:1].upper()}{note[1:]}." for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
     present = {CODES[i] for i in predictions.gold}
     absent = [code for code in CODES if code not in present]
     if absent:
