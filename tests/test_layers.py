@@ -18,7 +18,7 @@ LAYERS: list[list[str]] = [
     ["demo"],
     ["config"],
     ["pipeline"],
-    ["batch", "training"],
+    ["batch", "training", "evaluation"],
     ["doctor", "selfcheck"],
     ["cli"],
     ["__main__"],

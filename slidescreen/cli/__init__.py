@@ -11,11 +11,16 @@ import sys
 import traceback
 from typing import Final, NoReturn
 
-from slidescreen.cli import data, look, models, screen, train
+from slidescreen.cli import (  # noqa: F401  # each adds its commands
+    data,
+    evaluate,
+    look,
+    models,
+    screen,
+    train,
+)
 from slidescreen.cli.app import app, log, stopped
 from slidescreen.errors import ModelError, SlidescreenError, UsageError
-
-__all__ = ["data", "look", "main", "models", "screen", "train"]
 
 TYPER_INTERRUPTED: Final = 130
 """What typer makes of Ctrl-C."""
