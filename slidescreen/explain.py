@@ -9,7 +9,7 @@ right: wrong answers have maps as tidy as right ones (Matek et al. 2019 saw the 
 saliency: as in Matek et al. 2019, after Simonyan et al. 2013 (arXiv:1312.6034): the absolute gradient of the loss with respect
 to each pixel of the network's input, its maximum over the colour channels. Fine, and noisy.
 gradcam: Selvaraju et al. 2017 (arXiv:1610.02391), by captum, at the network's last feature map: smooth, but one px of the
-default model's map is 4.8 um wide.
+default model's map is 4.8 um wide, and it can miss a small cell by as much.
 Integrated gradients are not offered: they are multiplied by how far a pixel is from the background, so that a network of
 random weights seems to look at the cell as well (Adebayo et al. 2018, arXiv:1810.03292).
 """
@@ -78,7 +78,8 @@ def explain_top(
     classifier has no gradients."""
     if not settings.top or not isinstance(classifier, Differentiable):
         return None
-    rows, maps = top_blasts(cells, settings.top), {}
+    rows = top_blasts(cells, settings.top)
+    maps: dict[int, NDArray[np.uint8]] = {}
     size = batch_size(classifier)
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
@@ -111,7 +112,8 @@ def _raw(patches: NDArray[np.uint8], classifier: Differentiable, settings: Expla
             (gradient,) = torch.autograd.grad(_score(network(x), card, settings.target).sum(), x)
             return gradient.abs().amax(1)
         cam = LayerGradCam(lambda batch: _score(network(batch), card, settings.target), last_feature_map(network, x[:1]))
-        return cam.attribute(x, relu_attributions=True).detach()[:, 0]
+        map_: torch.Tensor = cam.attribute(x, relu_attributions=True)
+        return map_.detach()[:, 0]
 
 
 def _score(logits: torch.Tensor, card: ModelCard, target: str) -> torch.Tensor:
