@@ -97,7 +97,8 @@ def patches_of_images(paths: Sequence[Path], um_per_px: float, failures: list[Sl
         try:
             yield NamedPatch(path.name, f"{i:04}-{path.stem}", patch_of_image(read_image(path), um_per_px))
         except (OSError, ValueError, SyntaxError) as error:
-            failures.append(OpenError(f"{path}: not an image that can be read ({error}); mend it or leave it out"))
+            reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).replace(str(path), "it").split())
+            failures.append(OpenError(f"{path}: not an image that can be read ({reason}); mend it or leave it out"))
 
 
 def write_explained(

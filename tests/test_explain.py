@@ -298,7 +298,7 @@ def test_explain_images(tmp_path: Path) -> None:
     assert "a &lt;b&gt;.png" in (out / "index.html").read_text(encoding="utf-8")
     none = run_cli(str(tmp_path / "bad.png"), "--um-per-px", "0.0725", "-o", str(tmp_path / "none"))
     assert none.exit_code == 1
-    assert "0 cells explained nothing was written" in none.stdout
+    assert "0 cells explained: nothing was written" in none.stdout
     assert not (tmp_path / "none").exists()
     unscaled = run_cli(str(tmp_path / "bad.png"))
     assert isinstance(unscaled.exception, UsageError)

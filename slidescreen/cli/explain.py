@@ -78,7 +78,7 @@ def explain(
     written = write_explained(out, title, patches, classifier, ExplainSettings(0, method.value, target.value))
     for failure in failures:
         log.error("FAILED %s", failure)
-    where = f"-> {out / 'index.html'}" if written else "nothing was written"
-    typer.echo(f"{written} cell{'s' * (written != 1)} explained {where}")
+    where = f" -> {out / 'index.html'}" if written else ": nothing was written"
+    typer.echo(f"{written} cell{'s' * (written != 1)} explained{where}")
     if failures:
         raise typer.Exit(1)
