@@ -9,7 +9,8 @@ right: wrong answers have maps as tidy as right ones (Matek et al. 2019 saw the 
 saliency: as in Matek et al. 2019, after Simonyan et al. 2013 (arXiv:1312.6034): the absolute gradient of the loss with respect
 to each pixel of the network's input, its maximum over the colour channels. Fine, and noisy.
 gradcam: Selvaraju et al. 2017 (arXiv:1610.02391), by captum, at the network's last feature map: smooth, but one px of the
-default model's map is 4.8 um wide, and it can miss a small cell by as much.
+default model's map is 4.8 um wide. Strided convolutions shift it by up to half of that to the lower right; the mean with the map
+of the patch turned by 180 degrees has no such shift.
 Integrated gradients are not offered: they are multiplied by how far a pixel is from the background, so that a network of
 random weights seems to look at the cell as well (Adebayo et al. 2018, arXiv:1810.03292).
 """
@@ -112,8 +113,9 @@ def _raw(patches: NDArray[np.uint8], classifier: Differentiable, settings: Expla
             (gradient,) = torch.autograd.grad(_score(network(x), card, settings.target).sum(), x)
             return gradient.abs().amax(1)
         cam = LayerGradCam(lambda batch: _score(network(batch), card, settings.target), last_feature_map(network, x[:1]))
-        map_: torch.Tensor = cam.attribute(x, relu_attributions=True)
-        return map_.detach()[:, 0]
+        upright: torch.Tensor = cam.attribute(x, relu_attributions=True)
+        turned: torch.Tensor = cam.attribute(x.detach().flip(2, 3).requires_grad_(), relu_attributions=True)
+        return _full(upright.detach()[:, 0]) + _full(turned.detach()[:, 0].flip(1, 2))
 
 
 def _score(logits: torch.Tensor, card: ModelCard, target: str) -> torch.Tensor:
@@ -150,9 +152,14 @@ def last_feature_map(network: nn.Module, x: torch.Tensor) -> nn.Module:
     return found[-1]
 
 
+def _full(raw: torch.Tensor) -> torch.Tensor:
+    """(n, h, w) -> (n, 400, 400) float32."""
+    return functional.interpolate(raw[:, None].float(), (PATCH_PX, PATCH_PX), mode="bilinear")[:, 0]
+
+
 def _scaled(raw: torch.Tensor) -> NDArray[np.float32]:
     """(n, h, w) -> (n, 400, 400) in [0, 1]."""
-    full = functional.interpolate(raw[:, None].float(), (PATCH_PX, PATCH_PX), mode="bilinear")[:, 0].cpu().numpy()
+    full = _full(raw).cpu().numpy()
     top = np.percentile(full, TOP_PERCENTILE, axis=(1, 2), keepdims=True)
     top = np.where(top > 0, top, full.max(axis=(1, 2), keepdims=True))
     return np.asarray(np.clip(full / np.where(top > 0, top, 1), 0, 1), np.float32)

@@ -84,29 +84,29 @@ def unlearned(real: TorchClassifier) -> TorchClassifier:
     return other
 
 
-@pytest.mark.parametrize(("settings", "least", "off_centre"), [(SALIENCY, 2.4, 8), (GRADCAM, 1.7, 6)])
+@pytest.mark.parametrize(("settings", "least", "missed"), [(SALIENCY, 2.4, 0), (GRADCAM, 2.1, 1)])
 def test_the_map_lies_on_the_planted_cell(
     real: TorchClassifier,
     planted: tuple[NDArray[np.uint8], NDArray[np.bool_]],
     settings: ExplainSettings,
     least: float,
-    off_centre: int,
+    missed: int,
 ) -> None:
-    """Every cell holds `least` times its share of the area, all of them 2.5 times on average, and `off_centre` of the eight more
-    than the patch's centre; shuffled weights give 1, and fail.
+    """All eight cells but `missed` hold `least` times their share of the area and more than the patch's centre, and 2.5 times on
+    average; shuffled weights give 1, and fail.
 
-    More than half of a map lies on the cell for neutrophils only. Grad-CAM misses some lymphocytes by about a px of its map.
+    More than half of a saliency map lies on the cell only for some neutrophils. Grad-CAM misses one of the lymphocytes.
     """
     patches, masks = planted
     area = masks.mean((1, 2))
     maps = explain(patches, real, settings)
     over = shares(maps, masks) / area
-    assert over.min() > least, over
+    assert (over > least).sum() >= 8 - missed, over
     assert over.mean() > 2.5, over
     centre = maps[:, 180:220, 180:220].mean((1, 2))
     on_cell = np.array([m[mask].mean() for m, mask in zip(maps, masks, strict=True)])
     assert not masks[:, 180:220, 180:220].any()
-    assert (on_cell > centre).sum() >= off_centre
+    assert (on_cell > centre).sum() >= 8 - missed
     chance = shares(explain(patches, unlearned(real), settings), masks) / area
     assert chance.max() < 1.7, chance
     assert chance.mean() < 1.3, chance

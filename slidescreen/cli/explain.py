@@ -73,7 +73,7 @@ def explain(
     else:
         patches, title = (
             patches_of_images(paths, um_per_px, failures),
-            ", ".join(inputs[:3]) + (", ..." if len(inputs) > 3 else ""),
+            ", ".join(Path(name).name for name in inputs[:3]) + (", ..." if len(inputs) > 3 else ""),
         )
     written = write_explained(out, title, patches, classifier, ExplainSettings(0, method.value, target.value))
     for failure in failures:
