@@ -9,8 +9,8 @@ right: wrong answers have maps as tidy as right ones (Matek et al. 2019 saw the 
 saliency: as in Matek et al. 2019, after Simonyan et al. 2013 (arXiv:1312.6034): the absolute gradient of the loss with respect
 to each pixel of the network's input, its maximum over the colour channels. Fine, and noisy.
 gradcam: Selvaraju et al. 2017 (arXiv:1610.02391), by captum, at the network's last feature map: smooth, but one px of the
-default model's map is 4.8 um wide. Strided convolutions shift it by up to half of that to the lower right; the mean with the map
-of the patch turned by 180 degrees has no such shift.
+default model's map is 4.8 um wide. Strided convolutions shift it by up to half of that to the lower right; the mean with the
+map of the patch turned by 180 degrees has no such shift.
 Integrated gradients are not offered: they are multiplied by how far a pixel is from the background, so that a network of
 random weights seems to look at the cell as well (Adebayo et al. 2018, arXiv:1810.03292).
 """
