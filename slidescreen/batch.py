@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from slidescreen.classify import Classifier, classify
 from slidescreen.config import Settings
 from slidescreen.errors import OpenError, OutputError, SlidescreenError, UsageError
+from slidescreen.explain import explain_top
 from slidescreen.geometry import Box
 from slidescreen.patches import cut_patches, patch_of_image
 from slidescreen.pipeline import VERSION, Progress, screen_slide
@@ -154,7 +156,11 @@ def run_slide(path: Path, classifier: Classifier, settings: Settings, options: R
         )
         with ResultFolder(options.out, info.id) as result_folder:
             result = screen_slide(slide, info, classifier, settings, result_folder.keep_patches, progress, check)
-            result_folder.write(result, render, patches=options.patches)
+            started = time.perf_counter()
+            maps = explain_top(result.cells, result_folder.finish_patches(), classifier, settings.explain)
+            result_folder.keep_explanations(maps)
+            result = replace(result, timings_s={**result.timings_s, "explain": time.perf_counter() - started})
+            result_folder.write(result, partial(render, explanations=maps), patches=options.patches)
             return SlideDone(path, result_folder.commit(), False, result.differential, result.warnings)
 
 

@@ -57,7 +57,7 @@ class TorchClassifier:
         self._cuda = self.device.startswith("cuda")
         self.batch_size = settings.batch_size or (CUDA_BATCH if self._cuda else CPU_BATCH)
         network = load_network(folder, self.card)
-        self._network = network.to(memory_format=torch.channels_last).to(self.device)
+        self.network = network.requires_grad_(False).to(memory_format=torch.channels_last).to(self.device)
 
     def probabilities(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `Classifier`. When memory runs out the batch is halved, once and for all, and the log says so."""
@@ -83,7 +83,7 @@ class TorchClassifier:
             host = host.pin_memory()
         with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=self._cuda):
             x = prepare(host.to(self.device, non_blocking=True), self.card)
-            logits = self._network(x.contiguous(memory_format=torch.channels_last))
+            logits = self.network(x.contiguous(memory_format=torch.channels_last))
             return np.asarray(torch.softmax(logits.float(), dim=1).cpu().numpy())
 
 

@@ -13,6 +13,7 @@ from slidescreen.detect import DetectSettings
 from slidescreen.detector_model import DEFAULT_DETECTOR, load_detector_card
 from slidescreen.differential import DifferentialSettings
 from slidescreen.errors import UsageError
+from slidescreen.explain import MOST_CELLS, ExplainSettings
 from slidescreen.model import find_model
 from slidescreen.monolayer import MonolayerSettings
 from slidescreen.scale import ScaleSettings
@@ -35,6 +36,7 @@ class Settings:
     detect: DetectSettings = field(default_factory=DetectSettings)
     classify: ClassifySettings = field(default_factory=ClassifySettings)
     differential: DifferentialSettings = field(default_factory=DifferentialSettings)
+    explain: ExplainSettings = field(default_factory=ExplainSettings)
 
     def __post_init__(self) -> None:
         shares = [*dataclasses.asdict(self.differential).items(), ("max_unreadable", self.monolayer.max_unreadable)]
@@ -47,6 +49,8 @@ class Settings:
         for low, high in ORDERED:
             if getattr(self.detect, low) > getattr(self.detect, high):
                 raise UsageError(f"setting detect.{low} lies above detect.{high}")
+        if not 0 <= self.explain.top <= MOST_CELLS:
+            raise UsageError(f"setting explain.top = {self.explain.top}: must lie in 0-{MOST_CELLS}")
         if self.classify.batch_size < 0:
             raise UsageError(f"batch size {self.classify.batch_size}: must be positive, or 0 to choose")
 

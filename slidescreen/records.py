@@ -198,6 +198,16 @@ class ScreenedCell:
     p_atypical: float | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Explanations:
+    """Maps of what a score is sensitive to, see `explain`: row of the cell -> (400, 400) uint8 in the frame of its patch, 255
+    for the highest. `method`: "saliency" or "gradcam". `target`: "class" (the class that the cell was given) or "blast"."""
+
+    method: str
+    target: str
+    maps: Mapping[int, NDArray[np.uint8]]
+
+
 @dataclass(frozen=True, slots=True)
 class Fraction:
     """`count` of `total` cells with probability >= `threshold`.

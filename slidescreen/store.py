@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from slidescreen.errors import OutputError
-from slidescreen.records import PATCH_PX, Cell, Fraction, Patch, ScaleCheck, ScreenedCell, SlideResult
+from slidescreen.records import PATCH_PX, Cell, Explanations, Fraction, Patch, ScaleCheck, ScreenedCell, SlideResult
 from slidescreen.taxonomy import BY_CODE, CODES
 
 SUMMARY: Final = "summary.json"
@@ -35,6 +35,7 @@ CELLS_CSV: Final = "cells.csv"
 CELLS_PARQUET: Final = "cells.parquet"
 CELLS_GEOJSON: Final = "cells.geojson"
 PATCHES: Final = "patches.zarr"
+EXPLANATIONS: Final = "explanations.zarr"
 REPORT: Final = "report.html"
 OVERVIEW: Final = "overview.jpg"
 
@@ -81,6 +82,15 @@ class ResultFolder:
     def finish_patches(self) -> zarr.Array[Any]:
         """All patches, (n, 400, 400, 3) uint8, after the last was kept."""
         return self._patches.close()
+
+    def keep_explanations(self, explanations: Explanations | None) -> None:
+        """Write the maps of what the scores are sensitive to, where there are any."""
+        if explanations is None or not explanations.maps:
+            return
+        try:
+            write_explanations(self.path / EXPLANATIONS, explanations)
+        except OSError as error:
+            raise _output_error(self.path, error) from error
 
     def write(
         self,
@@ -170,6 +180,35 @@ class PatchWriter:
         """Write what is held and give the array back."""
         self._flush()
         return self._array
+
+
+def write_explanations(path: Path, explanations: Explanations) -> None:
+    """(k, 400, 400) uint8 in the order of the attribute `cell_id`, whose numbers are those of `cells.csv`."""
+    array = zarr.create_array(
+        store=str(path),
+        shape=(len(explanations.maps), PATCH_PX, PATCH_PX),
+        chunks=(1, PATCH_PX, PATCH_PX),
+        shards=(SHARD, PATCH_PX, PATCH_PX),
+        dtype="uint8",
+        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"),
+        attributes={
+            "description": "what the score of each cell is sensitive to, in the frame of its patch, 255 for the highest",
+            "cell_id": [row + 1 for row in explanations.maps],
+            "method": explanations.method,
+            "target": explanations.target,
+        },
+    )
+    array[:] = np.stack(list(explanations.maps.values()))
+
+
+def read_explanations(folder: Path) -> Explanations | None:
+    """The maps of a result folder; None where it has none."""
+    if not (folder / EXPLANATIONS).is_dir():
+        return None
+    array = zarr.open_array(folder / EXPLANATIONS, mode="r")
+    kept: Any = dict(array.attrs)
+    maps = {int(number) - 1: np.asarray(array[i], np.uint8) for i, number in enumerate(kept["cell_id"])}
+    return Explanations(str(kept["method"]), str(kept["target"]), maps)
 
 
 def clean_up(out: Path, slide_id: str) -> None:

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "slidescreen"
-STAGES = ["scale", "ruler", "monolayer", "detect", "patches", "model", "classify", "differential", "store", "report"]
+STAGES = ["scale", "ruler", "monolayer", "detect", "patches", "model", "classify", "explain", "differential", "store", "report"]
 LAYERS: list[list[str]] = [
     ["errors", "geometry", "taxonomy", "logs", "overlap"],
     ["atomic", "settings_file"],
@@ -19,12 +19,13 @@ LAYERS: list[list[str]] = [
     ["config"],
     ["pipeline"],
     ["batch", "training", "evaluation"],
+    ["explain_cells"],
     ["doctor", "selfcheck"],
     ["cli"],
     ["__main__"],
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-ALLOWED = {("classify", "model"), ("errors", "geometry"), ("demo", "errors")}
+ALLOWED = {("classify", "model"), ("explain", "model"), ("errors", "geometry"), ("demo", "errors")}
 
 
 def imports(path: Path) -> set[str]:

@@ -21,6 +21,7 @@ from slidescreen.records import (
     Area,
     Cell,
     Differential,
+    Explanations,
     Fraction,
     ModelInfo,
     Overview,
@@ -337,9 +338,27 @@ def test_thousand_cells_stay_below_ten_megabytes() -> None:
     rng = np.random.default_rng(1)
     rough = rng.integers(120, 255, (1200, 1600, 3), dtype=np.uint8)
     area = rng.integers(0, 8, (1200, 1600), dtype=np.uint8)
-    html = render(slide(cells, overview=Overview(rough, area, area == Area.MONOLAYER, 6.25)), Repeated())
+    noise = rng.integers(0, 256, (400, 400), dtype=np.uint8)
+    maps = Explanations("saliency", "class", dict.fromkeys(range(1000), noise))
+    html = render(slide(cells, overview=Overview(rough, area, area == Area.MONOLAYER, 6.25)), Repeated(), maps)
+    assert html.count('class="over-map" src="data:') == gallery.MOST_LIKELY
     assert html.count("<figure") == 1048
     assert 3e6 < len(html.encode()) < 10e6
+
+
+def test_maps_lie_over_the_likeliest_blasts_without_a_script() -> None:
+    maps = {0: np.full((400, 400), 255, np.uint8), 3: np.zeros((400, 400), np.uint8)}
+    html = render(slide(mixed()), Recorder(17), Explanations("gradcam", "blast", maps))
+    top, rest = html.split('id="g-top"')[1].split("</details>", 1)
+    assert top.count('class="over-map" src="data:image/jpeg') == 2
+    assert 'class="over-map" src="data:' not in rest
+    assert "would change P(blast) most (Grad-CAM" in top
+    assert '<input type="checkbox" id="maps">' in top
+    assert "#maps:checked ~ .tiles .over-map" in html
+    assert 'id="no-maps"' not in html
+    none = render(slide(mixed()), Recorder(17))
+    assert 'id="no-maps"' in none
+    assert 'id="maps"' not in none
 
 
 def test_white_noise_stays_below_ten_megabytes() -> None:

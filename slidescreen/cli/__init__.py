@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 from slidescreen.cli import (  # noqa: F401  # each adds its commands
     data,
     evaluate,
+    explain,
     look,
     models,
     screen,

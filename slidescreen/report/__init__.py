@@ -12,21 +12,23 @@ from typing import Any, Final
 
 import jinja2
 
-from slidescreen.records import PATCH_UM, SlideResult
+from slidescreen.records import PATCH_UM, Explanations, SlideResult
 from slidescreen.report import gallery, images, overview, tables, wording
+from slidescreen.report.explained import ExplainedCell, page_pictures
 from slidescreen.report.images import PatchSource
 from slidescreen.taxonomy import BY_CODE, CLASSES
 
-__all__ = ["render"]
+__all__ = ["render", "render_explained"]
 
 TILE_BAR_UM: Final = 5.0
 """Length of the size bar on every picture of a cell."""
 
 
-def render(result: SlideResult, patches: PatchSource) -> str:
+def render(result: SlideResult, patches: PatchSource, explanations: Explanations | None = None) -> str:
     """The report of one slide as HTML.
 
     `patches[i]` is the (400, 400, 3) uint8 RGB picture of `result.cells[i]`; only those shown are read, one at a time.
+    `explanations`: the maps laid over the likeliest blasts; None where there are none.
     """
     galleries = gallery.choose(result)
     shown = {tile.index for each in galleries for tile in each.tiles}
@@ -38,11 +40,30 @@ def render(result: SlideResult, patches: PatchSource) -> str:
         "galleries": [each for each in galleries if each.key != "top"],
         "thumbnails": small,
         "enlarged": {**small, **large},
+        "overlays": images.overlays(patches, explanations.maps, likeliest) if explanations else {},
+        "overlay_meaning": wording.overlay_meaning(explanations) if explanations else "",
         "map": overview.draw(result, shown),
         **_tables(result),
         **_constants(result),
     }
     return _environment().get_template("report.html.j2").render(context)
+
+
+def render_explained(title: str, model: str, cells: list[ExplainedCell], method: str, target: str) -> str:
+    """The page of `slidescreen explain` as HTML, self-contained."""
+    return (
+        _environment()
+        .get_template("explained.html.j2")
+        .render(
+            title=title,
+            model=model,
+            cells=cells,
+            pictures=page_pictures(cells),
+            meaning=wording.overlay_meaning(Explanations(method, target, {})),
+            by_code=BY_CODE,
+            classes=CLASSES,
+        )
+    )
 
 
 def _tables(result: SlideResult) -> dict[str, Any]:

@@ -16,6 +16,10 @@ THUMBNAIL_BUDGET: Final = 4_900_000
 LARGE_BUDGET: Final = 700_000
 """Bytes of JPEG for the enlarged pictures of the cells most likely to be blasts."""
 
+OVERLAY_BUDGET: Final = 400_000
+"""Bytes of JPEG for the overlays of what the scores are sensitive to."""
+OVERLAY_SIDE: Final = 240
+
 LARGE_SIDE: Final = 320
 SIDES: Final = ((380, 320), (600, 240), (850, 200))
 """(most tiles, side in px): the fewer tiles, the finer. Stained cells take about 11, 7, 5.5 kB each; 4 kB at 160 px."""
@@ -53,6 +57,23 @@ def thumbnails(
         if index in enlarged and side < LARGE_SIDE:
             large[index] = shrink(pixels, LARGE_SIDE)
     return data_uris(small, THUMBNAIL_BUDGET), data_uris(large, LARGE_BUDGET)
+
+
+def overlays(patches: PatchSource, maps: Mapping[int, NDArray[np.uint8]], shown: frozenset[int]) -> Mapping[int, str]:
+    """Data URIs of the overlays, per cell index, of those cells in `shown` that have a map."""
+    drawn = {i: shrink(overlay(np.asarray(patches[i]), maps[i]), OVERLAY_SIDE) for i in sorted(shown & maps.keys())}
+    return data_uris(drawn, OVERLAY_BUDGET)
+
+
+def overlay(rgb: NDArray[np.uint8], sensitivity: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture (h, w, 3) in pale grey under the map (h, w) uint8 in viridis, opaque where the map is high.
+
+    Viridis grows evenly in lightness and reads the same to colour-blind eyes; the grey leaves all colour to the map.
+    """
+    grey = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None]
+    colour = cv2.applyColorMap(np.ascontiguousarray(sensitivity), cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    opacity = np.minimum(1, sensitivity.astype(np.float32) / 140)[..., None]
+    return np.asarray(np.round(grey * (1 - opacity) + colour * opacity), np.uint8)
 
 
 def shrink(rgb: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:

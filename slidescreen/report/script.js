@@ -108,6 +108,17 @@
   const rows = [...byId("v-bars").rows];
   const large = new Map();
   document.querySelectorAll("#g-top .tile").forEach((tile) => large.set(tile.dataset.id, tile.querySelector("img").src));
+  const overs = new Map();
+  document.querySelectorAll("#g-top .over-map").forEach((map) => overs.set(map.closest(".tile").dataset.id, map));
+  const maps = byId("maps");
+  const showMap = (wanted) => {
+    const over = current && overs.get(current.dataset.id);
+    byId("v-sense").hidden = byId("v-over").hidden = !over;
+    byId("v-over").classList.toggle("on", wanted);
+    byId("v-sense").setAttribute("aria-pressed", wanted);
+    if (over) { byId("v-over").src = over.src; byId("v-over").alt = over.alt; }
+  };
+  byId("v-sense").addEventListener("click", () => { maps.checked = !maps.checked; showMap(maps.checked); });
   const umPerPx = Number(main.dataset.um);
   let current = null;
   const put = (id, text) => { byId(id).textContent = text; };
@@ -126,6 +137,7 @@
     put("v-place", `${d.x}, ${d.y} px · ${mm(d.x)}, ${mm(d.y)} mm`);
     put("v-nucleus", `${d.nucleus} µm²`);
     byId("v-image").src = large.get(d.id) || tile.querySelector("img").src;
+    showMap(Boolean(maps) && maps.checked);
     byId("v-image").alt = tile.querySelector("img").alt;
     byId("v-bars").hidden = d.all === "";
     const values = d.all.split(" ").map(Number);

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from slidescreen.records import Explanations
+
 DASH: Final = "\N{EN DASH}"
 
 MANY_CELLS: Final = 2000
@@ -51,3 +53,13 @@ def duration(seconds: float) -> str:
 def length(um: float) -> str:
     """A round length for a scale bar: "500 µm", "2 mm"."""
     return f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
+
+
+def overlay_meaning(explanations: Explanations) -> str:
+    """One sentence on what the colours over a cell mean, and one on what they do not."""
+    score = "P(blast)" if explanations.target == "blast" else "the score of the class given"
+    how = "saliency: the gradient of the loss" if explanations.method == "saliency" else "Grad-CAM"
+    return (
+        f"Yellow marks where a small change of the picture would change {score} most ({how}; each map scaled by itself). "
+        "It shows what the network is sensitive to, not why, and not whether the answer is right."
+    )
