@@ -1,6 +1,6 @@
 """One small class per foreign reader, all of one shape: `Reader`.
 
-A reader is one open handle. It is used by one thread of one process; `Slide` opens one per thread.
+A reader is one open handle of one process. `Slide` opens one per thread, or one for all threads where the reader is `shared`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import openslide
@@ -43,9 +43,10 @@ class StatedScale:
 
 
 class Reader(Protocol):
-    """An open scan. Level 0 is the finest; `sizes[level]` in px of that level."""
+    """An open scan. Level 0 is the finest; `sizes[level]` in px of that level. `shared`: threads may read at the same time."""
 
     name: str
+    shared: bool
     vendor: str
     sizes: tuple[Size, ...]
     stated_scale: StatedScale | None
@@ -64,6 +65,21 @@ class Reader(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class ReducingReader(Reader, Protocol):
+    """A reader whose decoder yields reduced pixels in less time than whole ones."""
+
+    def reductions(self, level: int) -> tuple[int, ...]:
+        """The whole factors, of 2, 4 and 8, by which a level's blocks can be decoded reduced; each divides the block's sides,
+        unless the block is the whole level."""
+        ...
+
+    def read_reduced(self, level: int, box: Box, factor: int) -> NDArray[np.uint8]:
+        """Like `read`, with `box` in px of the level divided by `factor` (rounded up), each of which averages what there is of
+        `factor` x `factor` px."""
+        ...
 
 
 def _block(width: int, height: int, limit: Size) -> Size:
@@ -91,6 +107,7 @@ class _OpenSlideLike:
 
     name: str
     prefix: str
+    shared = False
 
     def _adopt(self, slide: Any) -> None:
         self._slide = slide
@@ -133,7 +150,7 @@ class OpenSlideReader(_OpenSlideLike):
             self._adopt(slide)
             if self.vendor == "generic-tiff":
                 with tifffile.TiffFile(path) as tiff:
-                    _require_rgb(tiff.pages.first)
+                    require_rgb(tiff.pages.first)
         except BaseException:
             slide.close()
             raise
@@ -148,14 +165,14 @@ class TiffSlideReader(_OpenSlideLike):
     def __init__(self, path: Path) -> None:
         slide = tiffslide.TiffSlide(path)
         try:
-            _require_rgb(slide.ts_tifffile.series[0].keyframe)
+            require_rgb(slide.ts_tifffile.series[0].keyframe)
             self._adopt(slide)
         except BaseException:
             slide.close()
             raise
 
 
-def _require_rgb(page: Any) -> None:
+def require_rgb(page: Any) -> None:
     """Raise ValueError unless a TIFF page is 8-bit RGB (also stored as YCbCr) with or without alpha; CMYK is not."""
     colours = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
     samples = 3 + len(page.extrasamples)
@@ -168,12 +185,13 @@ class TifffileReader:
     """tifffile and zarr: flat TIFF, striped TIFF, OME-TIFF with SubIFD pyramids."""
 
     name = "tifffile"
+    shared = False
 
     def __init__(self, path: Path) -> None:
         self._tiff = tifffile.TiffFile(path)
         try:
-            series = max(self._tiff.series, key=lambda s: math.prod(s.shape))
-            _require_rgb(series.keyframe)
+            series = self.series(self._tiff)
+            require_rgb(series.keyframe)
             if set(series.axes) != set("YXS"):
                 raise ValueError(f"not a plain image (axes {series.axes})")
             self._planar = series.axes.startswith("S")
@@ -185,6 +203,11 @@ class TifffileReader:
         except BaseException:
             self._tiff.close()
             raise
+
+    @staticmethod
+    def series(tiff: tifffile.TiffFile) -> Any:
+        """The series of the file that is read: the one with the most px."""
+        return max(tiff.series, key=lambda s: math.prod(s.shape))
 
     def _ome_scale(self) -> StatedScale | None:
         if not self._tiff.is_ome or not self._tiff.ome_metadata:
@@ -234,6 +257,7 @@ class ImageReader:
     """Pillow: a plain PNG, JPEG, WebP or BMP image, read whole. For single fields, up to 200 megapixels."""
 
     name = "pillow"
+    shared = True
     vendor = "image"
     stated_scale: StatedScale | None = None
 
@@ -252,7 +276,9 @@ class ImageReader:
         pass
 
 
-READERS: Final[tuple[type[Reader], ...]] = (OpenSlideReader, TiffSlideReader, TifffileReader, ImageReader)
+from slidescreen.slide.tiled_tiff import TiledTiffReader  # noqa: E402
+
+READERS: Final[tuple[type[Reader], ...]] = (TiledTiffReader, OpenSlideReader, TiffSlideReader, TifffileReader, ImageReader)
 """In the order in which they are tried."""
 
 
