@@ -67,7 +67,7 @@ class TileCodec:
         shape = (*self.shape[:2], 1) if self.separate else self.shape
         if self.compression in _BYTES:
             return _unpacked(_BYTES[self.compression], data, shape, self.differences)
-        out = np.empty(shape, np.uint8)
+        out = _buffer(shape)
         if self.compression == JPEG:
             self._require_end(data)
             space = _JPEG_RGB if self.rgb and not _says_colours(data) else None
@@ -95,6 +95,15 @@ class TileCodec:
     def _require_end(self, data: bytes) -> None:
         if self.ends and not has_end(data):
             raise ValueError("a JPEG without its end")
+
+
+def _buffer(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Uninitialised (h, w, samples) that starts in the middle of 32 bytes: libjpeg-turbo writes past the processor's cache where
+    rows are aligned to 32, and then decodes a quarter slower, since the px are used next."""
+    size = shape[0] * shape[1] * shape[2]
+    raw = np.empty(size + 47, np.uint8)
+    start = (16 - raw.ctypes.data) % 32
+    return raw[start : start + size].reshape(shape)
 
 
 def has_end(data: bytes) -> bool:
