@@ -6,7 +6,7 @@ import enum
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +15,10 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from slidescreen.errors import OpenError
 from slidescreen.geometry import Box, Size
 from slidescreen.records import RgbImage
 from slidescreen.slide.fingerprint import fingerprint
-from slidescreen.slide.readers import READERS, ImageReader, Reader, StatedScale
-from slidescreen.slide.truncation import missing_from
+from slidescreen.slide.reader import Reader, StatedScale
 
 CACHE_BYTES: Final = 96 << 20
 """Room for the level-0 px under one tile of the finder (4096 x 4096 px)."""
@@ -58,11 +56,18 @@ class Slide:
     Each thread has its own handle; after a fork the child opens new ones.
     """
 
-    def __init__(self, path: Path, reader: type[Reader], first: Reader) -> None:
+    def __init__(
+        self, path: Path, reader: Callable[[Path], Reader], first: Reader, *, why: str = "", notes: tuple[str, ...] = ()
+    ) -> None:
         self.path = path
+        self.why = why
+        """Why this reader was chosen."""
+        self.notes = notes
+        """What the user should know of the file."""
         self.reader = first.name
         self.vendor = first.vendor
         self.stated_scale: StatedScale | None = first.stated_scale
+        self.details = first.details
         self.size = first.sizes[0]
         self.levels = tuple(Level(size, self._downsample(size)) for size in first.sizes)
         self._blocks = tuple(first.block(i) for i in range(len(first.sizes)))
@@ -195,83 +200,3 @@ def _on_white(raw: NDArray[np.uint8]) -> Pixels:
     weight = alpha.astype(np.uint16)
     mixed = (rgb.astype(np.uint16) * weight + 255 * (255 - weight) + 127) // 255
     return Pixels(mixed.astype(np.uint8), state)
-
-
-def open_slide(path: Path, readers: Sequence[type[Reader]] = READERS) -> Slide:
-    """Open a scan with the first reader that sees all there is: a vendor's format, or a pyramid with its scale. Of plain TIFFs
-    in which none sees both, the reader that sees a pyramid is taken, then the one that finds a scale, then the first.
-
-    Raises OpenError in one line: the file, each reader's own reason, the next step.
-    """
-    _require_file(path)
-    reasons: list[str] = []
-    best: tuple[type[Reader], Reader] | None = None
-    for reader in readers:
-        if best is not None and (_sees_all(best[1]) or reader is ImageReader):
-            break
-        try:
-            handle = reader(path)
-        except (MemoryError, KeyboardInterrupt):
-            raise
-        except Exception as error:  # foreign readers raise anything on foreign files
-            reasons.append(f"{reader.__name__.removesuffix('Reader').lower()}: {_one_line(error)}")
-            continue
-        if best is None or _merit(handle) > _merit(best[1]):
-            best, handle = (reader, handle), best[1] if best else handle
-        if handle is not best[1]:
-            handle.close()
-    if best is not None:
-        _require_whole(path, best[1])
-        return Slide(path, *best)
-    raise OpenError(_refusal(path, reasons))
-
-
-def _require_whole(path: Path, reader: Reader) -> None:
-    start = missing_from(path) if reader.vendor in ("generic-tiff", "unknown", "ome") else None
-    if start is not None:
-        reader.close()
-        raise OpenError(
-            f"{path}: truncated: it goes on at byte {start}, but ends at byte {path.stat().st_size}; "
-            "copy it again from the scanner"
-        )
-
-
-def _refusal(path: Path, reasons: list[str]) -> str:
-    colours = [reason for reason in reasons if "not an 8-bit RGB image" in reason]
-    if colours:
-        return f"{path}: {colours[0].split(': ', 1)[1]}; export it from the scanner as 8-bit RGB"
-    start = missing_from(path)
-    if start is not None:
-        return f"{path}: truncated: it goes on at byte {start}, but ends before; copy it again from the scanner"
-    return (
-        f"{path}: not a scan that can be read ({'; '.join(reasons)}). Likely a truncated, damaged or foreign file: "
-        "copy it again from the scanner, or convert it to a tiled pyramidal TIFF"
-    )
-
-
-def _merit(reader: Reader) -> tuple[bool, bool]:
-    return len(reader.sizes) > 1, reader.stated_scale is not None
-
-
-def _sees_all(reader: Reader) -> bool:
-    return all(_merit(reader)) or reader.vendor not in ("generic-tiff", "unknown", "ome")
-
-
-def _require_file(path: Path) -> None:
-    try:
-        if path.is_dir():
-            raise OpenError(f"{path}: is a folder without scans")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise OpenError(f"{path}: the file is empty (0 bytes); copy it again from the scanner")
-    except FileNotFoundError:
-        raise OpenError(f"{path}: no such file; check the path") from None
-    except PermissionError:
-        raise OpenError(f"{path}: no permission to read it; ask its owner, or run chmod +r on it") from None
-    except OSError as error:
-        raise OpenError(f"{path}: cannot be read ({_one_line(error)}); check the disk or the network share") from error
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
