@@ -2,7 +2,8 @@
 
 from slidescreen.slide.fingerprint import fingerprint
 from slidescreen.slide.grid import Grid, choose_grid, read_grid
-from slidescreen.slide.location import location
+from slidescreen.slide.listing import SCAN_SUFFIXES, scans_under
+from slidescreen.slide.location import is_remote, location
 from slidescreen.slide.opening import ReadSettings, open_slide, reader_names
 from slidescreen.slide.reader import Details, StatedScale
 from slidescreen.slide.readers import READERS, read_image
@@ -10,6 +11,7 @@ from slidescreen.slide.slide import Pixels, PixelState, Slide
 
 __all__ = [
     "READERS",
+    "SCAN_SUFFIXES",
     "Details",
     "Grid",
     "PixelState",
@@ -19,9 +21,11 @@ __all__ = [
     "StatedScale",
     "choose_grid",
     "fingerprint",
+    "is_remote",
     "location",
     "open_slide",
     "read_grid",
     "read_image",
     "reader_names",
+    "scans_under",
 ]

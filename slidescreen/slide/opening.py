@@ -89,7 +89,10 @@ def open_slide(
         raise OpenError(_refusal(path, reasons))
     chosen = best[0]
     why = "asked for" if settings.reader != "auto" else _why(best[1], reasons)
-    return Slide(path, lambda _path: steady(chosen), best[1], why=why, notes=_notes(best[1], icc))
+    slide = Slide(path, lambda _path: steady(chosen), best[1], why=why, notes=_notes(best[1], icc))
+    if slide.details.icc_profile:
+        slide.icc = "applied" if icc else "ignored"
+    return slide
 
 
 def _why(reader: Reader, reasons: list[str]) -> str:

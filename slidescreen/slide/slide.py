@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,8 @@ class Slide:
         self.vendor = first.vendor
         self.stated_scale: StatedScale | None = first.stated_scale
         self.details = first.details
+        self.icc: Literal["none", "ignored", "applied"] = "none"
+        """Whether the file has a colour profile, and whether its colours are turned by it."""
         self.size = first.sizes[0]
         self.levels = tuple(Level(size, self._downsample(size)) for size in first.sizes)
         self._blocks = tuple(first.block(i) for i in range(len(first.sizes)))

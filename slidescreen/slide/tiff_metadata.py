@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from slidescreen.slide.markup import local_name, parse_json, parse_xml
 from slidescreen.slide.reader import StatedScale, number, scale_of
-
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs every oddity of foreign files; what matters is raised
 
 UM_PER_UNIT: Final[Mapping[str, float]] = {
     **{"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6},
