@@ -18,6 +18,7 @@ from slidescreen.errors import UsageError
 from slidescreen.model import find_model
 from slidescreen.monolayer import MonolayerSettings
 from slidescreen.scale import ScaleSettings
+from slidescreen.slide import ReadSettings
 
 ORDERED: Final = (
     ("stain_floor", "stain_ceiling"),
@@ -32,6 +33,7 @@ MAX_SETTING: Final = 100_000
 class Settings:
     """Everything that can be set, one table of the TOML file per stage."""
 
+    reading: ReadSettings = field(default_factory=ReadSettings)
     scale: ScaleSettings = field(default_factory=ScaleSettings)
     monolayer: MonolayerSettings = field(default_factory=MonolayerSettings)
     detect: DetectSettings = field(default_factory=DetectSettings)

@@ -6,22 +6,20 @@ import enum
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slidescreen.errors import OpenError
 from slidescreen.geometry import Box, Size
 from slidescreen.records import RgbImage
 from slidescreen.slide.fingerprint import fingerprint
-from slidescreen.slide.readers import READERS, ImageReader, Reader, ReducingReader, StatedScale
-from slidescreen.slide.truncation import missing_from
+from slidescreen.slide.reader import Reader, ReducingReader, StatedScale
 
 CACHE_BYTES: Final = 96 << 20
 """Room for the level-0 px under one tile of the finder (4096 x 4096 px), and half as many around them."""
@@ -69,8 +67,12 @@ class _Block:
 
 _Key = tuple[int, int, int, int]
 """Level, reduction, column, row."""
-_Place = tuple[int, int, Box]
-"""Column, row, and the block that lies there."""
+
+
+class _Each(Protocol):
+    """Does work on every item."""
+
+    def __call__(self, work: Callable[[T], None], items: Sequence[T]) -> None: ...
 
 
 class Slide:
@@ -82,11 +84,20 @@ class Slide:
     After a fork the child opens new ones.
     """
 
-    def __init__(self, path: Path, reader: Callable[[Path], Reader], first: Reader) -> None:
+    def __init__(
+        self, path: Path, reader: Callable[[Path], Reader], first: Reader, *, why: str = "", notes: tuple[str, ...] = ()
+    ) -> None:
         self.path = path
+        self.why = why
+        """Why this reader was chosen."""
+        self.notes = notes
+        """What the user should know of the file."""
         self.reader = first.name
         self.vendor = first.vendor
         self.stated_scale: StatedScale | None = first.stated_scale
+        self.details = first.details
+        self.icc: Literal["none", "ignored", "applied"] = "none"
+        """Whether the file has a colour profile, and whether its colours are turned by it."""
         self.size = first.sizes[0]
         self.levels = tuple(Level(size, self._downsample(size)) for size in first.sizes)
         self._blocks = tuple(first.block(i) for i in range(len(first.sizes)))
@@ -101,7 +112,7 @@ class Slide:
         self._threads: ThreadPoolExecutor | None = None
         self._cache: OrderedDict[_Key, _Block] = OrderedDict()
         self._cache_bytes = 0
-        self._decoding: dict[_Key, Future[_Block]] = {}
+        self._decoding: dict[_Key, threading.Lock] = {}
         self.unreadable_blocks: set[tuple[int, int, int]] = set()
         """(level, column, row) of blocks that could not be decoded so far."""
         self.blocks_decoded = 0
@@ -138,73 +149,74 @@ class Slide:
         self._side_by_side(read, order)
         return [pixels for pixels in found if pixels is not None]
 
-    def _assemble(
-        self, box: Box, level: int, reduction: int, each: Callable[[Callable[[_Place], None], Sequence[_Place]], None]
-    ) -> Pixels:
-        size = self.levels[level].size
-        limit = Box(0, 0, -(-size.width // reduction), -(-size.height // reduction))
-        inside = box.intersect(limit)
-        if inside == box:
-            rgb, state = np.empty((box.height, box.width, 3), np.uint8), np.zeros((box.height, box.width), np.uint8)
-        else:
-            rgb = np.full((box.height, box.width, 3), 255, np.uint8)
-            state = np.full((box.height, box.width), PixelState.UNSCANNED, np.uint8)
-            state[inside.y - box.y : inside.bottom - box.y, inside.x - box.x : inside.right - box.x] = PixelState.SCANNED
+    def _assemble(self, box: Box, level: int, reduction: int, each: _Each) -> Pixels:
+        size, side = self.levels[level].size, self._blocks[level]
+        width, height = -(-side.width // reduction), -(-side.height // reduction)
+        inside = box.intersect(Box(0, 0, -(-size.width // reduction), -(-size.height // reduction)))
+        rgb, state = _canvas(box, inside)
 
-        def place(at: tuple[int, int, Box]) -> None:
-            column, row, whole = at
-            block = self._block((level, reduction, column, row), whole)
-            part = whole.intersect(box)
-            source = np.s_[part.y - whole.y : part.bottom - whole.y, part.x - whole.x : part.right - whole.x]
-            target = np.s_[part.y - box.y : part.bottom - box.y, part.x - box.x : part.right - box.x]
+        def place(at: tuple[int, int]) -> None:
+            block = self._block((level, reduction, *at))
+            x, y = at[0] * width, at[1] * height
+            left, right = max(x, box.x), min(x + block.rgb.shape[1], box.right)
+            top, bottom = max(y, box.y), min(y + block.rgb.shape[0], box.bottom)
+            source, target = (
+                np.s_[top - y : bottom - y, left - x : right - x],
+                np.s_[top - box.y : bottom - box.y, left - box.x : right - box.x],
+            )
             rgb[target] = block.rgb[source]
             if isinstance(block.state, np.ndarray):
                 state[target] = block.state[source]
             elif block.state != PixelState.SCANNED:
                 state[target] = block.state
 
-        each(place, list(self._lattice(inside, limit, level, reduction)))
+        if inside.width and inside.height:
+            rows = range(inside.y // height, (inside.bottom - 1) // height + 1)
+            columns = range(inside.x // width, (inside.right - 1) // width + 1)
+            each(place, [(column, row) for row in rows for column in columns])
         return Pixels(rgb, state)
 
-    def _lattice(self, inside: Box, limit: Box, level: int, reduction: int) -> Iterator[_Place]:
-        """The blocks that a box inside of `limit` touches: column, row, and the block clipped to `limit`."""
-        width, height = (-(-side // reduction) for side in (self._blocks[level].width, self._blocks[level].height))
-        if not inside.width or not inside.height:
-            return
-        for row in range(inside.y // height, (inside.bottom - 1) // height + 1):
-            for column in range(inside.x // width, (inside.right - 1) // width + 1):
-                yield column, row, Box(column * width, row * height, width, height).intersect(limit)
-
-    def _block(self, key: _Key, box: Box) -> _Block:
-        """From the cache, or from the thread that is at it, or decoded here."""
-        with self._lock:
-            self._follow_fork()
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-            mine = key not in self._decoding
-            future = self._decoding.setdefault(key, Future())
-        if not mine:
-            return future.result()
-        try:
-            block = self._decode(key, box)
-        except BaseException as error:
+    def _block(self, key: _Key) -> _Block:
+        """From the cache, or decoded; where another thread is at it, once that is done."""
+        while True:
             with self._lock:
-                del self._decoding[key]
-            future.set_exception(error)
-            raise
-        with self._lock:
-            del self._decoding[key]
-            self.blocks_decoded += 1
-            self._cache[key] = block
-            self._cache_bytes += block.nbytes
-            while self._cache_bytes > CACHE_BYTES and len(self._cache) > 1:
-                self._cache_bytes -= self._cache.popitem(last=False)[1].nbytes
-        future.set_result(block)
-        return block
+                self._follow_fork()
+                block = self._cache.get(key)
+                if block is not None:
+                    self._cache.move_to_end(key)
+                    return block
+                others = self._decoding.get(key)
+                if others is None:
+                    mine = self._decoding[key] = threading.Lock()
+                    mine.acquire()
+                    break
+            with others:
+                pass
+        try:
+            block = self._decode(key)
+            with self._lock:
+                self.blocks_decoded += 1
+                self._cache[key] = block
+                self._cache_bytes += block.nbytes
+                while self._cache_bytes > CACHE_BYTES and len(self._cache) > 1:
+                    self._cache_bytes -= self._cache.popitem(last=False)[1].nbytes
+            return block
+        finally:
+            with self._lock:
+                self._decoding.pop(key, None)
+            mine.release()
 
-    def _decode(self, key: _Key, box: Box) -> _Block:
+    def _box(self, key: _Key) -> Box:
+        """Where a block lies, clipped to its level, in px of the level divided by the reduction."""
         level, reduction, column, row = key
+        size, side = self.levels[level].size, self._blocks[level]
+        width, height = -(-side.width // reduction), -(-side.height // reduction)
+        limit = Box(0, 0, -(-size.width // reduction), -(-size.height // reduction))
+        return Box(column * width, row * height, width, height).intersect(limit)
+
+    def _decode(self, key: _Key) -> _Block:
+        level, reduction, column, row = key
+        box = self._box(key)
         try:
             raw = self._raw(self._handle(), level, reduction, box)
             if raw.shape[:2] != (box.height, box.width):
@@ -215,8 +227,8 @@ class Slide:
             self._drop_handle()
             with self._lock:
                 self.unreadable_blocks.add((level, column, row))
-            return _Block(_white(box), PixelState.UNREADABLE)
-        return _on_white(raw, box)
+            return _Block(_white(box.height, box.width), PixelState.UNREADABLE)
+        return _on_white(raw)
 
     @staticmethod
     def _raw(handle: Reader, level: int, reduction: int, box: Box) -> NDArray[np.uint8]:
@@ -302,12 +314,22 @@ def _in_turn(work: Callable[[T], None], items: Sequence[T]) -> None:
         work(item)
 
 
-def _white(box: Box) -> RgbImage:
+def _canvas(box: Box, inside: Box) -> tuple[RgbImage, NDArray[np.uint8]]:
+    """Colours and states of a box whose part `inside` the scan will be filled; the rest is white and unscanned."""
+    shape = (box.height, box.width)
+    if inside == box:
+        return np.empty((*shape, 3), np.uint8), np.zeros(shape, np.uint8)
+    state = np.full(shape, PixelState.UNSCANNED, np.uint8)
+    state[inside.y - box.y : inside.bottom - box.y, inside.x - box.x : inside.right - box.x] = PixelState.SCANNED
+    return np.full((*shape, 3), 255, np.uint8), state
+
+
+def _white(height: int, width: int) -> RgbImage:
     """A white block that takes no memory."""
-    return np.broadcast_to(np.full(3, 255, np.uint8), (box.height, box.width, 3))
+    return np.broadcast_to(np.full(3, 255, np.uint8), (height, width, 3))
 
 
-def _on_white(raw: NDArray[np.uint8], box: Box) -> _Block:
+def _on_white(raw: NDArray[np.uint8]) -> _Block:
     """RGB or RGBA -> RGB on white; fully transparent pixels are unscanned."""
     if raw.shape[2] == 3:
         return _Block(np.ascontiguousarray(raw), PixelState.SCANNED)
@@ -315,88 +337,8 @@ def _on_white(raw: NDArray[np.uint8], box: Box) -> _Block:
     if alpha.min() == 255:
         return _Block(np.ascontiguousarray(rgb), PixelState.SCANNED)
     if alpha.max() == 0:
-        return _Block(_white(box), PixelState.UNSCANNED)
+        return _Block(_white(*raw.shape[:2]), PixelState.UNSCANNED)
     state = np.where(alpha[..., 0] == 0, PixelState.UNSCANNED, PixelState.SCANNED).astype(np.uint8)
     weight = alpha.astype(np.uint16)
     mixed = (rgb.astype(np.uint16) * weight + 255 * (255 - weight) + 127) // 255
     return _Block(mixed.astype(np.uint8), state)
-
-
-def open_slide(path: Path, readers: Sequence[type[Reader]] = READERS) -> Slide:
-    """Open a scan with the first reader that sees all there is: a vendor's format, or a pyramid with its scale. Of plain TIFFs
-    in which none sees both, the reader that sees a pyramid is taken, then the one that finds a scale, then the first.
-
-    Raises OpenError in one line: the file, each reader's own reason, the next step.
-    """
-    _require_file(path)
-    reasons: list[str] = []
-    best: tuple[type[Reader], Reader] | None = None
-    for reader in readers:
-        if best is not None and (_sees_all(best[1]) or reader is ImageReader):
-            break
-        try:
-            handle = reader(path)
-        except (MemoryError, KeyboardInterrupt):
-            raise
-        except Exception as error:  # foreign readers raise anything on foreign files
-            reasons.append(f"{reader.__name__.removesuffix('Reader').lower()}: {_one_line(error)}")
-            continue
-        if best is None or _merit(handle) > _merit(best[1]):
-            best, handle = (reader, handle), best[1] if best else handle
-        if handle is not best[1]:
-            handle.close()
-    if best is not None:
-        _require_whole(path, best[1])
-        return Slide(path, *best)
-    raise OpenError(_refusal(path, reasons))
-
-
-def _require_whole(path: Path, reader: Reader) -> None:
-    start = missing_from(path) if reader.vendor in ("generic-tiff", "unknown", "ome") else None
-    if start is not None:
-        reader.close()
-        raise OpenError(
-            f"{path}: truncated: it goes on at byte {start}, but ends at byte {path.stat().st_size}; "
-            "copy it again from the scanner"
-        )
-
-
-def _refusal(path: Path, reasons: list[str]) -> str:
-    colours = [reason for reason in reasons if "not an 8-bit RGB image" in reason]
-    if colours:
-        return f"{path}: {colours[0].split(': ', 1)[1]}; export it from the scanner as 8-bit RGB"
-    start = missing_from(path)
-    if start is not None:
-        return f"{path}: truncated: it goes on at byte {start}, but ends before; copy it again from the scanner"
-    return (
-        f"{path}: not a scan that can be read ({'; '.join(reasons)}). Likely a truncated, damaged or foreign file: "
-        "copy it again from the scanner, or convert it to a tiled pyramidal TIFF"
-    )
-
-
-def _merit(reader: Reader) -> tuple[bool, bool]:
-    return len(reader.sizes) > 1, reader.stated_scale is not None
-
-
-def _sees_all(reader: Reader) -> bool:
-    return all(_merit(reader)) or reader.vendor not in ("generic-tiff", "unknown", "ome")
-
-
-def _require_file(path: Path) -> None:
-    try:
-        if path.is_dir():
-            raise OpenError(f"{path}: is a folder without scans")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise OpenError(f"{path}: the file is empty (0 bytes); copy it again from the scanner")
-    except FileNotFoundError:
-        raise OpenError(f"{path}: no such file; check the path") from None
-    except PermissionError:
-        raise OpenError(f"{path}: no permission to read it; ask its owner, or run chmod +r on it") from None
-    except OSError as error:
-        raise OpenError(f"{path}: cannot be read ({_one_line(error)}); check the disk or the network share") from error
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."

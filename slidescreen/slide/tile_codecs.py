@@ -98,7 +98,7 @@ class TileCodec:
 
 
 def _buffer(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Uninitialised (h, w, samples) that starts in the middle of 32 bytes: libjpeg-turbo writes past the processor's cache where
+    """Uninitialised (h, w, samples) that starts in the middle of 32 bytes: libjpeg-turbo writes past the cache where
     rows are aligned to 32, and then decodes a quarter slower, since the px are used next."""
     size = shape[0] * shape[1] * shape[2]
     raw = np.empty(size + 47, np.uint8)

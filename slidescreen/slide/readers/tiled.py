@@ -6,6 +6,7 @@ readers that know the vendor. Vendor, levels and scale are taken from OpenSlide 
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +19,13 @@ import tifffile
 from numpy.typing import NDArray
 
 from slidescreen.geometry import Box, Size
-from slidescreen.slide.readers import OpenSlideReader, Reader, TifffileReader, require_rgb
+from slidescreen.slide.location import require_local
+from slidescreen.slide.reader import Reader
+from slidescreen.slide.readers.openslide import OpenSlideReader
+from slidescreen.slide.readers.tiff import TifffileReader, require_rgb
 from slidescreen.slide.tile_codecs import COMPRESSIONS, IMAGES, JPEG, TileCodec, has_end
 
-PLAIN_VENDORS: Final = ("aperio", "generic-tiff", "ome")
+PLAIN_VENDORS: Final = ("aperio", "generic-tiff", "ome", "precipoint")
 """Of other vendors the tiles with the most detail are compared with OpenSlide's reading of them."""
 COMPARED_TILES: Final = 3
 MOST_DIFFERENCE: Final = 2.0
@@ -56,10 +60,12 @@ class TiledTiffReader:
     shared = True
 
     def __init__(self, path: Path) -> None:
+        require_local(path)
         with tifffile.TiffFile(path) as tiff:
             source = _source(path, tiff)
             try:
-                self.vendor, self.sizes, self.stated_scale = source.vendor, source.sizes, source.stated_scale
+                self.vendor, self.sizes = source.vendor, source.sizes
+                self.stated_scale, self.details = source.stated_scale, source.details
                 levels = tuple(_plain(page) for page in _pages(tiff, source))
                 if self.vendor == "aperio" and not all(level.counts.all() for level in levels[1:]):
                     raise ValueError("tiles are missing that are to be filled from finer levels")
@@ -96,14 +102,13 @@ class TiledTiffReader:
 
     def _stitched(self, level: TiledLevel, box: Box, factor: int) -> NDArray[np.uint8]:
         width, height = level.tile.width // factor, level.tile.height // factor
+        column, row = box.x // width, box.y // height
+        if (box.right - 1) // width == column and (box.bottom - 1) // height == row:
+            return _cut(self._tile(level, column, row, factor), box, Box(column * width, row * height, width, height))
         parts = []
         for row in range(box.y // height, (box.bottom - 1) // height + 1):
             for column in range(box.x // width, (box.right - 1) // width + 1):
                 parts.append((Box(column * width, row * height, width, height), self._tile(level, column, row, factor)))
-        if len(parts) == 1:
-            place, tile = parts[0]
-            inside = box.intersect(place)
-            return _cut(tile, inside, place)
         samples = 4 if any(tile is None or tile.shape[2] == 4 for _, tile in parts) else 3
         out = np.full((box.height, box.width, samples), 255, np.uint8)
         for place, tile in parts:
@@ -171,7 +176,7 @@ def _source(path: Path, tiff: tifffile.TiffFile) -> Reader:
 def _pages(tiff: tifffile.TiffFile, source: Reader) -> list[Any]:
     """The page of each level. Raises ValueError where a level is no one page."""
     if isinstance(source, TifffileReader):
-        return [level.keyframe for level in source.series(tiff).levels]
+        return [level.keyframe for level in max(tiff.series, key=lambda s: math.prod(s.shape)).levels]
     pages: dict[Size, list[Any]] = {}
     for page in tiff.pages:
         if isinstance(page, tifffile.TiffPage) and page.is_tiled:

@@ -1,0 +1,36 @@
+"""One small class per foreign reader, all of one shape: `Reader`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from slidescreen.slide.reader import Reader
+from slidescreen.slide.readers.dicom import DicomReader
+from slidescreen.slide.readers.image import ImageReader, read_image
+from slidescreen.slide.readers.omezarr import OmeZarrReader
+from slidescreen.slide.readers.openslide import OpenSlideReader
+from slidescreen.slide.readers.tiff import TifffileReader
+from slidescreen.slide.readers.tiled import TiledTiffReader
+from slidescreen.slide.readers.vmic import VmicReader
+
+READERS: Final[tuple[type[Reader], ...]] = (
+    OpenSlideReader,
+    TifffileReader,
+    OmeZarrReader,
+    DicomReader,
+    VmicReader,
+    ImageReader,
+)
+"""In the order in which they are tried."""
+
+__all__ = [
+    "READERS",
+    "DicomReader",
+    "ImageReader",
+    "OmeZarrReader",
+    "OpenSlideReader",
+    "TifffileReader",
+    "TiledTiffReader",
+    "VmicReader",
+    "read_image",
+]
