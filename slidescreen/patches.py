@@ -48,10 +48,10 @@ def cut_patches(slide: Slide, cells: Iterable[Cell], scale: Scale) -> Iterator[P
 
 def _judged(cell: Cell, region: Box, pixels: Pixels, downsample: float) -> Cell:
     """The cell, refused where px within its own box cannot be decoded."""
-    if cell.countable and (pixels.state == PixelState.UNREADABLE).any():
+    if cell.countable and pixels.state.max() == PixelState.UNREADABLE:
         own = _scaled(cell.box, downsample).intersect(region)
         near = pixels.state[own.y - region.y : own.bottom - region.y, own.x - region.x : own.right - region.x]
-        if (near == PixelState.UNREADABLE).any():
+        if near.size and near.max() == PixelState.UNREADABLE:
             return replace(cell, refusal="unreadable pixels")
     return cell
 

@@ -14,6 +14,7 @@ from slidescreen.slide.readers.tiled import TiledTiffReader
 from slidescreen.slide.readers.vmic import VmicReader
 
 READERS: Final[tuple[type[Reader], ...]] = (
+    TiledTiffReader,
     OpenSlideReader,
     TifffileReader,
     OmeZarrReader,
