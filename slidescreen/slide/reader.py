@@ -1,11 +1,14 @@
-"""What every reader of foreign formats looks like: `Reader`, one open handle, used by one thread of one process."""
+"""What every reader of foreign formats looks like: `Reader`, one open handle of one process.
+
+`Slide` opens one per thread, or one for all threads where the reader is `shared`.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +50,10 @@ class Details:
 
 
 class Reader(Protocol):
-    """An open scan. Level 0 is the finest; `sizes[level]` in px of that level."""
+    """An open scan. Level 0 is the finest; `sizes[level]` in px of that level. `shared`: threads may read at the same time."""
 
     name: str
+    shared: bool
     vendor: str
     sizes: tuple[Size, ...]
     stated_scale: StatedScale | None
@@ -70,6 +74,21 @@ class Reader(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class ReducingReader(Reader, Protocol):
+    """A reader whose decoder may yield reduced pixels in less time than whole ones."""
+
+    def reductions(self, level: int) -> tuple[int, ...]:
+        """The factors, of 2, 4 and 8, by which a level's blocks can be decoded reduced; each divides the block's sides, unless
+        the block is as wide or high as the level."""
+        ...
+
+    def read_reduced(self, level: int, box: Box, factor: int) -> NDArray[np.uint8]:
+        """Like `read`, with `box` in px of the level divided by `factor` (rounded up), each of which averages what there is of
+        `factor` x `factor` px."""
+        ...
 
 
 def block_of(width: int, height: int, limit: Size) -> Size:

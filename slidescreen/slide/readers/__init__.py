@@ -10,6 +10,7 @@ from slidescreen.slide.readers.image import ImageReader, read_image
 from slidescreen.slide.readers.omezarr import OmeZarrReader
 from slidescreen.slide.readers.openslide import OpenSlideReader
 from slidescreen.slide.readers.tiff import TifffileReader
+from slidescreen.slide.readers.tiled import TiledTiffReader
 from slidescreen.slide.readers.vmic import VmicReader
 
 READERS: Final[tuple[type[Reader], ...]] = (
@@ -29,6 +30,7 @@ __all__ = [
     "OmeZarrReader",
     "OpenSlideReader",
     "TifffileReader",
+    "TiledTiffReader",
     "VmicReader",
     "read_image",
 ]

@@ -70,6 +70,7 @@ class DicomReader:
     """wsidicom: JPEG, JPEG 2000, HTJ2K, JPEG-LS, JPEG XL, RLE and uncompressed whole-slide DICOM."""
 
     name = "wsidicom"
+    shared = False
     vendor = "dicom"
 
     def __init__(self, path: Path) -> None:

@@ -17,6 +17,7 @@ class ImageReader:
     """A plain PNG, JPEG, WebP or BMP image, read whole. For single fields, up to 200 megapixels."""
 
     name = "pillow"
+    shared = True
     vendor = "image"
     stated_scale: StatedScale | None = None
 

@@ -41,6 +41,7 @@ class OmeZarrReader:
     """zarr: OME-Zarr 0.4 and 0.5. A chunk that is left out, or holds the fill value only, was not scanned."""
 
     name = "ome-zarr"
+    shared = False
     vendor = "ome-zarr"
 
     def __init__(self, path: Path) -> None:

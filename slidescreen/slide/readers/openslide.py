@@ -29,6 +29,7 @@ class OpenSlideReader:
     """OpenSlide: the vendors' formats and tiled pyramidal TIFF."""
 
     name = "openslide"
+    shared = False
 
     def __init__(self, path: Path) -> None:
         require_local(path)

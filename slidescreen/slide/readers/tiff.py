@@ -23,6 +23,7 @@ class TifffileReader:
     """tifffile and zarr: flat TIFF, striped TIFF, OME-TIFF with SubIFD pyramids, and TIFFs behind URLs."""
 
     name = "tifffile"
+    shared = False
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb") if is_remote(path) else None

@@ -64,6 +64,7 @@ class VmicReader:
     """PreciPoint VMIC."""
 
     name = "vmic"
+    shared = False
     vendor = "precipoint"
 
     def __init__(self, path: Path) -> None:
