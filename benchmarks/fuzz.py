@@ -2,8 +2,8 @@
 
     python benchmarks/fuzz.py [--per-format 110] [--formats aperio vmic] [--jobs 2] [--keep FOLDER]
 
-Deterministic: format and number name a mutation. A worker handles many files and is started anew when it dies. Prints a table and
-exits 1 when a file crashed a worker, hung, or needed more than 2 GiB.
+Deterministic: format and number name a mutation. A worker handles many files and is started anew when it dies. Prints a table,
+and exits 1 when a file crashed a worker, hung, or needed more than 2 GiB.
 """
 
 from __future__ import annotations
@@ -241,6 +241,7 @@ class Worker:
             return outcome, detail, white
         self.process.kill()
         code = self.process.wait()
+        self._let_go()
         self._start()
         return ("hung", f"more than {LIMIT_S:g} s", False) if line is None else ("crashed", f"signal {-code}", False)
 
@@ -248,6 +249,13 @@ class Worker:
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 def run(per_format: int, names: list[str], jobs: int, keep: Path | None = None) -> list[Outcome]:

@@ -30,7 +30,7 @@ VENDORS = {
     **{"leica": "leica", "mirax": "mirax", "philips": "philips", "trestle": "trestle", "ventana": "ventana"},
 }
 READ_BY = {
-    **{"ome-tiff": "tifffile", "striped": "tifffile", "vmic": "vmic", "dicom": "wsidicom", "png": "pillow", "jpeg": "pillow"},
+    **{"striped": "tifffile", "vmic": "vmic", "dicom": "wsidicom", "png": "pillow", "jpeg": "pillow"},
     **{"ome-zarr-0.4": "ome-zarr", "ome-zarr-0.5": "ome-zarr", "ome-zarr-zip": "ome-zarr"},
 }
 TIFF_READERS = ("openslide", "tifffile", "tiled-tiff")
@@ -245,7 +245,7 @@ def zero_table(path: Path, page: int, tiles: list[int]) -> None:
                 file.write(bytes(size))
 
 
-@pytest.mark.parametrize("reader", ["auto", "openslide", "tifffile"])
+@pytest.mark.parametrize("reader", ["auto", "openslide", "tifffile", "tiled-tiff"])
 def test_tiles_that_a_sparse_tiff_leaves_out_are_unscanned(tmp_path: Path, reader: str) -> None:
     path = pyramid(tmp_path / "a.tif")
     zero_table(path, 0, [1, 5])
