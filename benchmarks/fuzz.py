@@ -258,7 +258,7 @@ class Worker:
                 pipe.close()
 
 
-def run(per_format: int, names: list[str], jobs: int, keep: Path | None = None) -> list[Outcome]:
+def run(per_format: int, names: list[str], jobs: int, keep: Path | None = None, *, report: bool = False) -> list[Outcome]:
     """All outcomes, in order. `keep`: folder for the files that crashed, hung or looked white."""
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -287,6 +287,8 @@ def run(per_format: int, names: list[str], jobs: int, keep: Path | None = None) 
                 shutil.rmtree(home, ignore_errors=True)
                 with lock:
                     outcomes.append(Outcome(name, number, kind, outcome, detail, white))
+                    if report and (outcome in BAD or white):
+                        print(f"{name}-{number} ({kind}): {outcome}{', white' if white else ''}: {detail}", flush=True)
 
         threads = [threading.Thread(target=labour) for _ in range(jobs)]
         for thread in threads:
@@ -319,10 +321,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.worker:
         return work()
-    outcomes = run(arguments.per_format, arguments.formats, arguments.jobs, arguments.keep)
-    for o in outcomes:
-        if o.outcome in BAD or o.white:
-            print(f"{o.format}-{o.number} ({o.kind}): {o.outcome}{', white' if o.white else ''}: {o.detail}")
+    outcomes = run(arguments.per_format, arguments.formats, arguments.jobs, arguments.keep, report=True)
     print(table(outcomes))
     if any(o.outcome in BAD for o in outcomes):
         sys.exit(1)

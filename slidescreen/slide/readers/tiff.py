@@ -22,6 +22,8 @@ JPEG_LIKE: Final = frozenset({7, 33003, 33005, 34712})
 """TIFF's Compression tags of JPEG and JPEG 2000, whose data claim a size of their own."""
 COMPRESSIONS: Final = JPEG_LIKE | {1, 5, 8, 32773, 32946, 34927, 50000, 50001}
 """Of which no data unfold to more than a tile, or not far beyond (WebP: 16383 px a side)."""
+MARGIN: Final = 1 << 16
+"""Bytes of headers and of what does not compress."""
 OVERLAPPING: Final = "its tiles overlap, and only OpenSlide knows how to place them"
 
 
@@ -86,7 +88,7 @@ class TifffileReader:
         return block_of(page.imagewidth, page.rowsperstrip, self.sizes[level])
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
-        self._require_frames(level, box)
+        self._require_pieces(level, box)
         rows, columns = slice(box.y, box.bottom), slice(box.x, box.right)
         array = self._arrays[level]
         pixels = np.asarray(array[:, rows, columns] if self._planar else array[rows, columns])
@@ -94,18 +96,21 @@ class TifffileReader:
         absent = self._absent[level]
         return pixels if absent is None else _without(pixels, absent, self._pages[level], box)
 
-    def _require_frames(self, level: int, box: Box) -> None:
-        """Raise ValueError where the image in a tile claims to be larger than the tile: its decoder would make room for it."""
-        page = self._pages[level]
-        if int(page.compression) not in JPEG_LIKE:
-            return
-        height, width = page.chunks[:2]
-        columns = -(-page.imagewidth // width)
-        for row in range(box.y // height, (box.bottom - 1) // height + 1):
-            for column in range(box.x // width, (box.right - 1) // width + 1):
-                index = row * columns + column
-                data = self._head(page.dataoffsets[index], min(page.databytecounts[index], HEADER_BYTES))
-                require_frame(data, width, height)
+    def _require_pieces(self, level: int, box: Box) -> None:
+        """Raise ValueError for tiles or strips whose bytes are too many or beyond the file, or hold an image that claims to be
+        larger than the piece: room would be made for them."""
+        page, end = self._pages[level], self._tiff.filehandle.size
+        width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+        columns, rows = -(-page.imagewidth // width), -(-page.imagelength // height)
+        for plane in range(page.samplesperpixel if self._planar else 1):
+            for row in range(box.y // height, (box.bottom - 1) // height + 1):
+                for column in range(box.x // width, (box.right - 1) // width + 1):
+                    index = (plane * rows + row) * columns + column
+                    offset, count = page.dataoffsets[index], page.databytecounts[index]
+                    if count > 2 * width * height * page.samplesperpixel + MARGIN or offset + count > end:
+                        raise ValueError(f"a piece of {count} bytes at byte {offset} of {end}")
+                    if int(page.compression) in JPEG_LIKE and count:
+                        require_frame(self._head(offset, min(count, HEADER_BYTES)), width, height)
 
     def _head(self, offset: int, count: int) -> bytes:
         handle = self._tiff.filehandle
