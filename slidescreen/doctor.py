@@ -21,7 +21,7 @@ from slidescreen.detector_network import load_detector
 from slidescreen.geometry import Box
 from slidescreen.model import DEFAULT_MODEL, find_model
 from slidescreen.records import PATCH_PX
-from slidescreen.slide import READERS, open_slide
+from slidescreen.slide import TIFF_READERS, open_slide
 
 PACKAGES = ("torch", "torchvision", "openslide-python", "wsidicom", "tifffile", "imagecodecs", "zarr", "numpy")
 
@@ -45,7 +45,7 @@ def examine() -> Iterator[Check]:
         scan = Path(folder) / "check.tif"
         image = _gradient()
         yield _check("TIFF writing", lambda: _wrote(scan, image))
-        for reader in READERS[:2]:
+        for reader in TIFF_READERS:
             yield _check(f"reader {reader.name}", lambda r=reader: _read(scan, image, r))  # type: ignore[misc]
     yield _check("device", _device)
     yield _check("default model", _model)

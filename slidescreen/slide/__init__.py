@@ -6,12 +6,13 @@ from slidescreen.slide.listing import SCAN_SUFFIXES, scans_under
 from slidescreen.slide.location import is_remote, location
 from slidescreen.slide.opening import ReadSettings, open_slide, reader_names
 from slidescreen.slide.reader import Details, StatedScale
-from slidescreen.slide.readers import READERS, read_image
+from slidescreen.slide.readers import READERS, TIFF_READERS, read_image
 from slidescreen.slide.slide import Pixels, PixelState, Slide
 
 __all__ = [
     "READERS",
     "SCAN_SUFFIXES",
+    "TIFF_READERS",
     "Details",
     "Grid",
     "PixelState",

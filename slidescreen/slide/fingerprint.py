@@ -42,8 +42,9 @@ def fingerprint(path: Path) -> str:
 
 
 def _folder(path: Path) -> str:
+    root = path.as_posix()  # not relative_to: of URLs it keeps the protocol
     files = sorted(
-        (p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file() and not p.name.startswith(HIDDEN)
+        (p.as_posix().removeprefix(root), p) for p in path.rglob("*") if p.is_file() and not p.name.startswith(HIDDEN)
     )
     sizes = {name: file.stat().st_size for name, file in files}
     digest = hashlib.sha256("\n".join(f"{name} {size}" for name, size in sizes.items()).encode())

@@ -67,6 +67,8 @@ class _Form:
     def whole(self, at: int, code: str) -> int | None:
         """An unsigned number, or None beyond the end of the file."""
         size = struct.calcsize("=" + code)
+        if at + size > self.length:
+            return None
         self.file.seek(at)
         data = self.file.read(size)
         return int(struct.unpack(self.order + code, data)[0]) if len(data) == size else None

@@ -13,10 +13,9 @@ from slidescreen.slide.readers.tiff import TifffileReader
 from slidescreen.slide.readers.tiled import TiledTiffReader
 from slidescreen.slide.readers.vmic import VmicReader
 
+TIFF_READERS: Final[tuple[type[Reader], ...]] = (TiledTiffReader, OpenSlideReader, TifffileReader)
 READERS: Final[tuple[type[Reader], ...]] = (
-    TiledTiffReader,
-    OpenSlideReader,
-    TifffileReader,
+    *TIFF_READERS,
     OmeZarrReader,
     DicomReader,
     VmicReader,
@@ -26,6 +25,7 @@ READERS: Final[tuple[type[Reader], ...]] = (
 
 __all__ = [
     "READERS",
+    "TIFF_READERS",
     "DicomReader",
     "ImageReader",
     "OmeZarrReader",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
 from slidescreen.geometry import Box, Size
+from slidescreen.slide.frame_size import require_frame
 from slidescreen.slide.location import require_local
 from slidescreen.slide.reader import MAX_TILE_PX, Details, block_of, number, require_sizes, scale_of
 
@@ -99,10 +100,22 @@ class DicomReader:
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         own = self._levels[level]
+        self._require_frames(own, box)
         image = self._slide.read_region((box.x, box.y), own.level, (box.width, box.height))
         pixels = np.asarray(image.convert("RGB"))
         absent = self._absent(own, box)
         return pixels if absent is None else np.dstack([pixels, np.where(absent, 0, 255).astype(np.uint8)])
+
+    def _require_frames(self, level: Any, box: Box) -> None:
+        """Raise ValueError where a frame's image claims to be larger than the frame: its decoder would make room for it."""
+        from wsidicom.geometry import Point
+
+        data, tile = level.default_instance.image_data, level.tile_size
+        for row in range(box.y // tile.height, (box.bottom - 1) // tile.height + 1):
+            for column in range(box.x // tile.width, (box.right - 1) // tile.width + 1):
+                place = (Point(column, row), data.default_z, data.default_path)
+                if not data.is_sparse(*place):
+                    require_frame(data.get_encoded_tile(*place), tile.width, tile.height)
 
     def _absent(self, level: Any, box: Box) -> NDArray[np.bool_] | None:
         """(h, w) bool: where a sparse file has no frame; None where it has all."""

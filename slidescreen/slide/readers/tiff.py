@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import tifffile
@@ -12,11 +13,18 @@ import zarr
 from numpy.typing import NDArray
 
 from slidescreen.geometry import Box, Size
+from slidescreen.slide.frame_size import HEADER_BYTES, require_frame
 from slidescreen.slide.location import is_remote
 from slidescreen.slide.reader import MAX_IMAGE_PX, Details, StatedScale, block_of, require_sizes
 from slidescreen.slide.tiff_metadata import read_statements
 
-OVERLAPPING = "its tiles overlap, and only OpenSlide knows how to place them"
+JPEG_LIKE: Final = frozenset({7, 33003, 33005, 34712})
+"""TIFF's Compression tags of JPEG and JPEG 2000, whose data claim a size of their own."""
+COMPRESSIONS: Final = JPEG_LIKE | {1, 5, 8, 32773, 32946, 34927, 50000, 50001}
+"""Of which no data unfold to more than a tile, or not far beyond (WebP: 16383 px a side)."""
+MARGIN: Final = 1 << 16
+"""Bytes of headers and of what does not compress."""
+OVERLAPPING: Final = "its tiles overlap, and only OpenSlide knows how to place them"
 
 
 class TifffileReader:
@@ -53,11 +61,19 @@ class TifffileReader:
         if set(series.axes) != set("YXS"):
             raise ValueError(f"not a plain image (axes {series.axes})")
         for level in series.levels:
+            if self._is_split(level.keyframe):
+                raise ValueError("each sample is an image of its own")
+            if int(level.keyframe.compression) not in COMPRESSIONS:
+                raise ValueError(f"compression {level.keyframe.compression!s} is not read")
             piece = math.prod(level.keyframe.chunks[:3])
             if piece > 3 * MAX_IMAGE_PX:
                 raise ValueError(
                     f"stored in pieces of {piece // 3_000_000} megapixels, each to be decoded whole; use a tiled TIFF"
                 )
+
+    @staticmethod
+    def _is_split(page: Any) -> bool:
+        return int(page.planarconfig) == 2 and int(page.compression) in JPEG_LIKE
 
     def _notes(self) -> tuple[str, ...]:
         page = self._pages[0]
@@ -72,12 +88,35 @@ class TifffileReader:
         return block_of(page.imagewidth, page.rowsperstrip, self.sizes[level])
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
+        self._require_pieces(level, box)
         rows, columns = slice(box.y, box.bottom), slice(box.x, box.right)
         array = self._arrays[level]
         pixels = np.asarray(array[:, rows, columns] if self._planar else array[rows, columns])
         pixels = np.moveaxis(pixels, 0, -1) if self._planar else pixels
         absent = self._absent[level]
         return pixels if absent is None else _without(pixels, absent, self._pages[level], box)
+
+    def _require_pieces(self, level: int, box: Box) -> None:
+        """Raise ValueError for tiles or strips whose bytes are too many or beyond the file, or hold an image that claims to be
+        larger than the piece: room would be made for them."""
+        page, end = self._pages[level], self._tiff.filehandle.size
+        width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+        columns, rows = -(-page.imagewidth // width), -(-page.imagelength // height)
+        for plane in range(page.samplesperpixel if self._planar else 1):
+            for row in range(box.y // height, (box.bottom - 1) // height + 1):
+                for column in range(box.x // width, (box.right - 1) // width + 1):
+                    index = (plane * rows + row) * columns + column
+                    offset, count = page.dataoffsets[index], page.databytecounts[index]
+                    if count > 2 * width * height * page.samplesperpixel + MARGIN or offset + count > end:
+                        raise ValueError(f"a piece of {count} bytes at byte {offset} of {end}")
+                    if int(page.compression) in JPEG_LIKE and count:
+                        require_frame(self._head(offset, min(count, HEADER_BYTES)), width, height)
+
+    def _head(self, offset: int, count: int) -> bytes:
+        handle = self._tiff.filehandle
+        with handle.lock or nullcontext():
+            handle.seek(offset)
+            return bytes(handle.read(count))
 
     def close(self) -> None:
         self._tiff.close()
