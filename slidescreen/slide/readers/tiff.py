@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
@@ -33,12 +34,12 @@ class TifffileReader:
     name = "tifffile"
     shared = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, compressions: Collection[int] = COMPRESSIONS) -> None:
         self._file = path.open("rb") if is_remote(path) else None
         self._tiff = tifffile.TiffFile(self._file or path)
         try:
             series = max(self._tiff.series, key=lambda s: math.prod(s.shape))
-            self._require_plain(series)
+            self._require_plain(series, compressions)
             self._planar = series.axes.startswith("S")
             self._pages = [level.keyframe for level in series.levels]
             self.sizes = tuple(Size(p.imagewidth, p.imagelength) for p in self._pages)
@@ -54,7 +55,7 @@ class TifffileReader:
             self.close()
             raise
 
-    def _require_plain(self, series: Any) -> None:
+    def _require_plain(self, series: Any, compressions: Collection[int]) -> None:
         require_rgb(series.keyframe)
         if self._tiff.is_bif or (self._tiff.pages.first.software or "").startswith("MedScan"):
             raise ValueError(OVERLAPPING)
@@ -63,7 +64,7 @@ class TifffileReader:
         for level in series.levels:
             if self._is_split(level.keyframe):
                 raise ValueError("each sample is an image of its own")
-            if int(level.keyframe.compression) not in COMPRESSIONS:
+            if int(level.keyframe.compression) not in compressions:
                 raise ValueError(f"compression {level.keyframe.compression!s} is not read")
             piece = math.prod(level.keyframe.chunks[:3])
             if piece > 3 * MAX_IMAGE_PX:

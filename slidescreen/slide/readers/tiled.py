@@ -170,7 +170,7 @@ def _source(path: Path, tiff: tifffile.TiffFile) -> Reader:
             return OpenSlideReader(path)
         except openslide.OpenSlideError:
             pass
-    return TifffileReader(path)
+    return TifffileReader(path, COMPRESSIONS)
 
 
 def _pages(tiff: tifffile.TiffFile, source: Reader) -> list[Any]:
@@ -189,12 +189,13 @@ def _pages(tiff: tifffile.TiffFile, source: Reader) -> list[Any]:
 
 def _plain(page: Any) -> TiledLevel:
     """Raises ValueError, naming it, for whatever is not plain."""
+    if not page.is_tiled:
+        raise ValueError("not tiled")
     require_rgb(page)
     separate = int(page.planarconfig) == 2
     compression, predictor = int(page.compression), int(page.predictor)
     size, tile = Size(page.imagewidth, page.imagelength), Size(page.tilewidth, page.tilelength)
     odd = {
-        "not tiled": not page.is_tiled,
         "in depth": page.imagedepth != 1 or page.tiledepth != 1,
         f"compression {compression}": compression not in COMPRESSIONS,
         f"predictor {predictor}": predictor not in (1, 2),
