@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -24,6 +25,7 @@ from slidescreen.errors import OpenError, ScaleError, UsageError
 from slidescreen.geometry import Box
 from slidescreen.scale import resolve_scale
 from slidescreen.slide import READERS, PixelState, ReadSettings, Slide, fingerprint, location, open_slide, scans_under
+from slidescreen.slide.known_answers import DECODERS, ENCODED, compare_readers, decoder_error, require_decoders
 
 VENDORS = {
     **{"aperio": "aperio", "aperio-jpeg2000": "aperio", "hamamatsu-ndpi": "hamamatsu", "hamamatsu-vms": "hamamatsu"},
@@ -380,3 +382,22 @@ def test_real_aperio_scan(real_images: Path) -> None:
         assert (pixels.state == PixelState.SCANNED).all()
     with Image.open(real_images / "slides" / "CMU-1-Small-Region.svs") as image:
         assert np.abs(np.asarray(image.convert("RGB")).astype(int) - pixels.rgb).mean() < 1
+
+
+def test_decoders_give_their_known_answers_and_a_broken_one_stops_the_run() -> None:
+    assert [decoder_error(name) for name in ENCODED] == [""] * 4
+    require_decoders()
+    off = {**DECODERS, "JPEG 2000": lambda data: DECODERS["JPEG 2000"](data)[::-1]}
+    assert "differs by" in decoder_error("JPEG 2000", off)
+    with pytest.raises(UsageError, match="decoder of JPEG 2000 is broken"):
+        require_decoders(off)
+    assert "IndexError" in decoder_error("LZW", {"LZW": lambda data: data[10**9]})
+
+
+def test_readers_can_be_compared_on_tiles_of_a_scan(tmp_path: Path) -> None:
+    path = aperio(tmp_path / "a.svs")
+    told = dict(compare_readers(path))
+    for name in ("openslide", "tifffile"):
+        assert re.fullmatch(r"differs by [01]\.\d\d grey levels at most", told[name]), told[name]
+    assert told["vmic"] == "does not open it"
+    assert "by openslide:" in CliRunner().invoke(app, ["info", str(path), "--compare"]).output

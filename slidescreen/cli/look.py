@@ -23,6 +23,7 @@ def info(
     scan: Annotated[str, typer.Argument(metavar="SCAN")],
     um_per_px: Annotated[float | None, typer.Option("--um-per-px", help="um per level-0 pixel.")] = None,
     reader: ReaderOption = "",
+    compare: Annotated[bool, typer.Option("--compare", help="Compare tiles as each reader reads them.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Tell what is read from a scan, by which reader, and where its scale comes from."""
@@ -56,6 +57,10 @@ def info(
             "fingerprint": print_,
             **{f"note {i}": note for i, note in enumerate(slide.notes, 1)},
         }
+    if compare:
+        from slidescreen.slide.known_answers import compare_readers
+
+        lines |= {f"by {name}": said for name, said in compare_readers(path)}
     for name, value in lines.items():
         typer.echo(f"{name + ':':13} {value}")
 
