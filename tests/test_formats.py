@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from slidescreen.batch import identify, list_scans
 from slidescreen.cli import app
+from slidescreen.config import Settings
 from slidescreen.errors import OpenError, ScaleError, UsageError
 from slidescreen.geometry import Box
 from slidescreen.scale import resolve_scale
@@ -186,6 +187,7 @@ def test_icc_profile_is_told_ignored_by_default_and_applied_on_request(tmp_path:
         assert np.abs(stored.astype(int) - IMAGE).mean() < 1.2
         assert turned.mean() > stored.mean() + 10
         assert identify(applied, 0.1).icc == "applied"
+    assert Settings().result_settings()["reading"]["icc"] == "ignore", "a result made otherwise is not current"
 
 
 def test_icc_without_or_with_a_damaged_profile(tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_a_reader_can_be_forced_and_info_tells_which_and_why(tmp_path: Path) -> 
     done = CliRunner().invoke(app, ["info", str(path), "--reader", "tifffile"])
     assert "tifffile" in done.output
     assert "asked for" in done.output
-    for line in ("vendor:", "levels:", "objective:", "ICC profile:", "other images:", "TIFF XResolution tag"):
+    for line in ("vendor:", "searched at:", "levels:", "objective:", "ICC profile:", "other images:", "TIFF XResolution tag"):
         assert line in done.output
 
 

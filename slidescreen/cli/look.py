@@ -28,6 +28,7 @@ def info(
 ) -> None:
     """Tell what is read from a scan, by which reader, and where its scale comes from."""
     start_log(verbose, False)
+    from slidescreen.detect import working_grid
     from slidescreen.errors import ScaleError
     from slidescreen.scale import resolve_scale
     from slidescreen.slide import ReadSettings, location, open_slide
@@ -39,8 +40,12 @@ def info(
         try:
             scale = resolve_scale(path, slide.stated_scale, um_per_px, details.other_scales)
             said = f"{scale.um_per_px:.6g} (from {scale.source})"
+            grid = working_grid(slide, scale)
+            searched = (
+                f"{scale.um_per_px * grid.downsample:.4g} um/px (level {grid.level}, averaged {grid.factor} x {grid.factor})"
+            )
         except ScaleError as error:
-            said = f"unknown: {error}"
+            said, searched = f"unknown: {error}", "unknown"
         print_ = slide.fingerprint()
         lines = {
             "file": scan,
@@ -50,6 +55,7 @@ def info(
             "vendor": slide.vendor,
             "size": f"{slide.size.width} x {slide.size.height} px",
             "um/px": said,
+            "searched at": searched,
             "levels": ", ".join(f"{v.size.width} x {v.size.height} (1:{v.downsample:g})" for v in slide.levels),
             "objective": f"x{details.objective_power:g}" if details.objective_power else "not stated",
             "ICC profile": f"{len(details.icc_profile)} bytes" if details.icc_profile else "none",

@@ -86,7 +86,7 @@ def require_decoders(decoders: Mapping[str, Callable[[bytes], Any]] = DECODERS) 
 
 
 def compare_readers(path: Path) -> Iterator[tuple[str, str]]:
-    """Each reader's name and how far its pixels lie from those of the reader in use, over 9 tiles, or that it does not open it."""
+    """Each reader's name and how far its pixels lie from those of the reader in use, over 9 tiles, or that it opens none."""
     with open_slide(path) as slide:
         width, height = slide.size.width, slide.size.height
         places = [(x, y) for y in (1, 3, 5) for x in (1, 3, 5)]
