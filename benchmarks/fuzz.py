@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LIMIT_S = 20.0
 LIMIT_BYTES = 2 << 30
-READ_PX = 2048
+READ_PX = 1100
 OUTCOMES = ("opened", "partly unreadable", "refused", "memory", "crashed", "hung")
 BAD = ("memory", "crashed", "hung")
 NUMBERS = (0, 1, 2, 3, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)

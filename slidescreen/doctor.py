@@ -22,6 +22,7 @@ from slidescreen.geometry import Box
 from slidescreen.model import DEFAULT_MODEL, find_model
 from slidescreen.records import PATCH_PX
 from slidescreen.slide import TIFF_READERS, open_slide
+from slidescreen.slide.known_answers import ENCODED, decoder_error
 
 PACKAGES = ("torch", "torchvision", "openslide-python", "wsidicom", "tifffile", "imagecodecs", "zarr", "numpy")
 
@@ -41,6 +42,9 @@ def examine() -> Iterator[Check]:
     for package in PACKAGES:
         yield _check(package, lambda name=package: version(name))  # type: ignore[misc]
     yield _check("OpenSlide library", lambda: str(openslide.__library_version__))
+    for decoder in ENCODED:
+        error = decoder_error(decoder)
+        yield Check(f"decoder {decoder}", not error, error or "known answer")
     with tempfile.TemporaryDirectory() as folder:
         scan = Path(folder) / "check.tif"
         image = _gradient()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -20,10 +21,12 @@ from typer.testing import CliRunner
 
 from slidescreen.batch import identify, list_scans
 from slidescreen.cli import app
+from slidescreen.config import Settings
 from slidescreen.errors import OpenError, ScaleError, UsageError
 from slidescreen.geometry import Box
 from slidescreen.scale import resolve_scale
 from slidescreen.slide import READERS, PixelState, ReadSettings, Slide, fingerprint, location, open_slide, scans_under
+from slidescreen.slide.known_answers import DECODERS, ENCODED, compare_readers, decoder_error, require_decoders
 
 VENDORS = {
     **{"aperio": "aperio", "aperio-jpeg2000": "aperio", "hamamatsu-ndpi": "hamamatsu", "hamamatsu-vms": "hamamatsu"},
@@ -184,6 +187,7 @@ def test_icc_profile_is_told_ignored_by_default_and_applied_on_request(tmp_path:
         assert np.abs(stored.astype(int) - IMAGE).mean() < 1.2
         assert turned.mean() > stored.mean() + 10
         assert identify(applied, 0.1).icc == "applied"
+    assert Settings().result_settings()["reading"]["icc"] == "ignore", "a result made otherwise is not current"
 
 
 def test_icc_without_or_with_a_damaged_profile(tmp_path: Path) -> None:
@@ -208,7 +212,7 @@ def test_a_reader_can_be_forced_and_info_tells_which_and_why(tmp_path: Path) -> 
     done = CliRunner().invoke(app, ["info", str(path), "--reader", "tifffile"])
     assert "tifffile" in done.output
     assert "asked for" in done.output
-    for line in ("vendor:", "levels:", "objective:", "ICC profile:", "other images:", "TIFF XResolution tag"):
+    for line in ("vendor:", "searched at:", "levels:", "objective:", "ICC profile:", "other images:", "TIFF XResolution tag"):
         assert line in done.output
 
 
@@ -380,3 +384,22 @@ def test_real_aperio_scan(real_images: Path) -> None:
         assert (pixels.state == PixelState.SCANNED).all()
     with Image.open(real_images / "slides" / "CMU-1-Small-Region.svs") as image:
         assert np.abs(np.asarray(image.convert("RGB")).astype(int) - pixels.rgb).mean() < 1
+
+
+def test_decoders_give_their_known_answers_and_a_broken_one_stops_the_run() -> None:
+    assert [decoder_error(name) for name in ENCODED] == [""] * 4
+    require_decoders()
+    off = {**DECODERS, "JPEG 2000": lambda data: DECODERS["JPEG 2000"](data)[::-1]}
+    assert "differs by" in decoder_error("JPEG 2000", off)
+    with pytest.raises(UsageError, match="decoder of JPEG 2000 is broken"):
+        require_decoders(off)
+    assert "IndexError" in decoder_error("LZW", {"LZW": lambda data: data[10**9]})
+
+
+def test_readers_can_be_compared_on_tiles_of_a_scan(tmp_path: Path) -> None:
+    path = aperio(tmp_path / "a.svs")
+    told = dict(compare_readers(path))
+    for name in ("openslide", "tifffile"):
+        assert re.fullmatch(r"differs by [01]\.\d\d grey levels at most", told[name]), told[name]
+    assert told["vmic"] == "does not open it"
+    assert "by openslide:" in CliRunner().invoke(app, ["info", str(path), "--compare"]).output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import struct
 import sys
 import tracemalloc
@@ -16,7 +17,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from lookalikes import FORMATS, HEIGHT, IMAGE, TILE, WIDTH, jpeg, ome_zarr, pyramid, striped, ventana, vmic
+from lookalikes import (
+    FORMATS,
+    HEIGHT,
+    IMAGE,
+    TILE,
+    WIDTH,
+    hamamatsu_vms,
+    jpeg,
+    mirax,
+    ome_zarr,
+    pyramid,
+    striped,
+    ventana,
+    vmic,
+)
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -172,6 +187,28 @@ def test_a_ventana_grid_that_would_exhaust_memory(tmp_path: Path) -> None:
     at = data.index(b"NumRows=")
     patched(path, at, b'NumRows="99999999999" x="'[: data.index(b">", at) - at - 1])
     with pytest.raises(OpenError, match="rows or columns of camera images"):
+        open_slide(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("IMAGENUMBER_X", "2147483647"), ("IMAGENUMBER_X", "-3"), ("CameraImageDivisionsPerSide", "99999")],
+        *[("HIER_0_COUNT", "99999999999999999999"), ("FILE_COUNT", "2000000000"), ("IMAGE_CONCAT_FACTOR", "31")],
+    ],
+)
+def test_a_mirax_whose_key_file_would_hang_or_crash_openslide(tmp_path: Path, key: str, value: str) -> None:
+    path = mirax(tmp_path / "a.mrxs")
+    ini = tmp_path / "a" / "Slidedat.ini"
+    ini.write_text(re.sub(rf"{key} = .*", f"{key} = {value}", ini.read_text()))
+    with pytest.raises(OpenError, match=f"Slidedat.ini claims {key} = "):
+        open_slide(path)
+
+
+def test_a_vms_of_absurdly_many_images(tmp_path: Path) -> None:
+    path = hamamatsu_vms(tmp_path / "a.vms")
+    path.write_text(path.read_text().replace("NoJpegColumns=1", "NoJpegColumns=2147483647"))
+    with pytest.raises(OpenError, match="claims NoJpegColumns"):
         open_slide(path)
 
 

@@ -64,12 +64,14 @@ def run(
     start_log(verbose, json_log)
     _share_heaps()
     from slidescreen.batch import RunOptions, SlideFailure, list_scans, require_writable, run_batch
+    from slidescreen.slide.known_answers import require_decoders
 
     effective = effective_settings(settings, device, batch_size, aoi, trust_scale)
     effective = dataclasses.replace(effective, reading=reading_settings(effective.reading, reader, icc))
     wanted = wanted_scale(um_per_px)
     paths = list_scans(scans, out)
     require_writable(out)
+    require_decoders()
     classifier = open_classifier(model, effective)
     log.info("%d scan(s), model %s, device %s, results in %s", len(paths), classifier.card.name, classifier.device, out)
     options = RunOptions(out, wanted, not no_patches, overwrite)

@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from slidescreen.errors import OpenError, UsageError
 from slidescreen.slide.guards import tiff_fault
+from slidescreen.slide.key_files import key_file_fault
 from slidescreen.slide.location import is_remote
 from slidescreen.slide.reader import Reader
 from slidescreen.slide.readers import READERS, ImageReader
@@ -119,12 +120,15 @@ def _require_sound(path: Path) -> None:
         return
     try:
         fault = tiff_fault(path)
+        absurd = key_file_fault(path)
     except OSError as error:
         raise OpenError(f"{path}: cannot be read ({one_line(error)}); check the disk or the network share") from error
     if fault is not None and fault.truncated:
         raise OpenError(f"{path}: truncated: {fault.reason}; copy it again from the scanner")
     if fault is not None:
         raise OpenError(f"{path}: damaged or hostile TIFF: {fault.reason}; it is not opened")
+    if absurd is not None:
+        raise OpenError(f"{path}: damaged or hostile: {absurd}; it is not opened")
 
 
 def _refusal(path: Path, reasons: list[str]) -> str:
