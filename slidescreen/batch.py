@@ -26,15 +26,10 @@ from slidescreen.records import Cell, Differential, RulerReading, SlideInfo
 from slidescreen.report import render
 from slidescreen.ruler import measure_scale
 from slidescreen.scale import check_scale, resolve_scale, settle_scale
-from slidescreen.slide import Slide, open_slide, read_image
+from slidescreen.slide import SCAN_SUFFIXES, Slide, is_remote, location, open_slide, read_image, scans_under
 from slidescreen.store import ResultFolder, clean_up, is_current, slide_id
 
 log = logging.getLogger(__name__)
-
-SCAN_SUFFIXES: Final = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide", ".ptif"}
-)
-"""What a folder is searched for; a file named on the command line is tried whatever its name."""
 
 IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 
@@ -79,9 +74,11 @@ def list_scans(arguments: Sequence[str], out: Path) -> list[Path]:
     paths: list[Path] = []
     nothing: list[str] = []
     for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SCAN_SUFFIXES and _visible(p, path, out)]
+        path = location(argument)
+        if is_remote(path):
+            paths.append(path)
+        elif path.is_dir():
+            found = [p for p in scans_under(path) if _outside(p, out)]
             paths += found or [path]
             nothing += [] if found else [f"{path}: no scans in this folder (looked for {', '.join(sorted(SCAN_SUFFIXES))})"]
         elif not path.exists() and glob.has_magic(argument):
@@ -95,13 +92,12 @@ def list_scans(arguments: Sequence[str], out: Path) -> list[Path]:
         raise UsageError("; ".join(nothing) or "no scans were named")
     once: dict[Path, Path] = {}
     for path in paths:
-        once.setdefault(path.resolve(), path)
+        once.setdefault(path if is_remote(path) else path.resolve(), path)
     return list(once.values())
 
 
-def _visible(path: Path, root: Path, out: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.is_file() and not hidden and not path.resolve().is_relative_to(out.resolve())
+def _outside(path: Path, out: Path) -> bool:
+    return not path.resolve().is_relative_to(out.resolve())
 
 
 def require_writable(out: Path) -> None:
@@ -121,19 +117,21 @@ def identify(
     measure: Callable[[], RulerReading | None] | None = None,
 ) -> SlideInfo:
     """Scale (not yet checked), fingerprint and id of an open scan. Raises ScaleError or OpenError."""
-    scale = settle_scale(slide.path, slide.stated_scale, um_per_px, measure or (lambda: measure_scale(slide)))
+    scale = settle_scale(
+        slide.path, slide.stated_scale, um_per_px, measure or (lambda: measure_scale(slide)), slide.details.other_scales
+    )
     try:
         print_ = slide.fingerprint()
     except OSError as error:
         raise OpenError(f"{slide.path}: cannot be read ({error.strerror}); check the disk or the network share") from error
     path = slide.path
-    printable = os.fsencode(path).decode("utf-8", "replace")
-    return SlideInfo(printable, slide_id(path, print_), slide.vendor, slide.size, scale, print_, slide.reader)
+    printable = os.fsencode(str(path)).decode("utf-8", "replace")
+    return SlideInfo(printable, slide_id(path, print_), slide.vendor, slide.size, scale, print_, slide.reader, slide.icc)
 
 
 def run_slide(path: Path, classifier: Classifier, settings: Settings, options: RunOptions, progress: Progress) -> SlideDone:
     """Screen one scan and store the result, complete or not at all. Raises SlidescreenError with one clear line."""
-    with open_slide(path) as slide:
+    with open_slide(path, settings=settings.reading) as slide:
         ruler = cache(lambda: measure_scale(slide))
         info = identify(slide, options.um_per_px, ruler)
         clean_up(options.out, info.id)
@@ -236,7 +234,7 @@ def _typed(held: list[tuple[Path, NDArray[np.uint8]]], classifier: Classifier) -
 def type_cells_at(path: Path, boxes: Sequence[Box], classifier: Classifier) -> list[str]:
     """The labels of the cells in the middle of given boxes (level-0 px) of a scan."""
     with open_slide(path) as slide:
-        scale = resolve_scale(path, slide.stated_scale, None)
+        scale = resolve_scale(path, slide.stated_scale, None, slide.details.other_scales)
         cells = [Cell(box.centre, box, 0.0) for box in boxes]
         predictions = classify(cut_patches(slide, cells, scale), classifier)
         labels = []

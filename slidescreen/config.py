@@ -18,6 +18,7 @@ from slidescreen.model import find_model
 from slidescreen.monolayer import MonolayerSettings
 from slidescreen.scale import ScaleSettings
 from slidescreen.settings_file import from_table, known, read_toml
+from slidescreen.slide import ReadSettings
 
 ORDERED: Final = (
     ("stain_floor", "stain_ceiling"),
@@ -31,6 +32,7 @@ ORDERED: Final = (
 class Settings:
     """Everything that can be set, one table of the TOML file per stage."""
 
+    reading: ReadSettings = field(default_factory=ReadSettings)
     scale: ScaleSettings = field(default_factory=ScaleSettings)
     monolayer: MonolayerSettings = field(default_factory=MonolayerSettings)
     detect: DetectSettings = field(default_factory=DetectSettings)

@@ -21,9 +21,10 @@ from slidescreen.detector_network import load_detector
 from slidescreen.geometry import Box
 from slidescreen.model import DEFAULT_MODEL, find_model
 from slidescreen.records import PATCH_PX
-from slidescreen.slide import READERS, open_slide
+from slidescreen.slide import TIFF_READERS, open_slide
+from slidescreen.slide.known_answers import ENCODED, decoder_error
 
-PACKAGES = ("torch", "torchvision", "openslide-python", "tiffslide", "tifffile", "imagecodecs", "zarr", "numpy")
+PACKAGES = ("torch", "torchvision", "openslide-python", "wsidicom", "tifffile", "imagecodecs", "zarr", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,14 @@ def examine() -> Iterator[Check]:
     for package in PACKAGES:
         yield _check(package, lambda name=package: version(name))  # type: ignore[misc]
     yield _check("OpenSlide library", lambda: str(openslide.__library_version__))
+    for decoder in ENCODED:
+        error = decoder_error(decoder)
+        yield Check(f"decoder {decoder}", not error, error or "known answer")
     with tempfile.TemporaryDirectory() as folder:
         scan = Path(folder) / "check.tif"
         image = _gradient()
         yield _check("TIFF writing", lambda: _wrote(scan, image))
-        for reader in READERS[:3]:
+        for reader in TIFF_READERS:
             yield _check(f"reader {reader.name}", lambda r=reader: _read(scan, image, r))  # type: ignore[misc]
     yield _check("device", _device)
     yield _check("default model", _model)

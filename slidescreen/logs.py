@@ -34,7 +34,7 @@ def start_log(*, verbose: bool, as_json: bool) -> None:
     root.addHandler(handler)
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
     root.propagate = False
-    for library in ("tifffile", "tiffslide", "py.warnings"):  # what matters of theirs comes back as an error or a count
+    for library in ("tifffile", "pydicom", "py.warnings"):  # what matters of theirs comes back as an error or a count
         foreign = logging.getLogger(library)
         foreign.handlers = [handler if verbose else logging.NullHandler()]
         foreign.propagate = False

@@ -88,7 +88,7 @@ def screen_slide(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=classifier.device,
         timings_s=clock.seconds,
-        warnings=(*_scale_warnings(slide, info, check), *_warnings(areas, screened, differential)),
+        warnings=(*slide.notes, *_scale_warnings(slide, info, check), *_warnings(areas, screened, differential)),
         scale_check=check,
         audit=audit,
     )

@@ -60,7 +60,8 @@ class ScaleCheck:
 
 @dataclass(frozen=True, slots=True)
 class SlideInfo:
-    """What identifies a scan. `fingerprint` depends on the content only, not on path or time."""
+    """What identifies a scan. `fingerprint` depends on the content only, not on path or time.
+    `icc`: whether the file has a colour profile, and whether it was applied."""
 
     path: str
     id: str
@@ -69,6 +70,7 @@ class SlideInfo:
     scale: Scale
     fingerprint: str
     reader: str
+    icc: Literal["none", "ignored", "applied"] = "none"
 
 
 @dataclass(frozen=True, slots=True)

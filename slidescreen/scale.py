@@ -6,7 +6,7 @@ Never inferred from a magnification. What the red cells say is used only where t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -19,6 +19,8 @@ MIN_UM_PER_PX: Final = 0.03
 MAX_UM_PER_PX: Final = 1.0
 """Finer than 0.03 no light microscope resolves; coarser than 1.0 a leukocyte is a dozen px."""
 MAX_ANISOTROPY: Final = 0.05
+MAX_TAG_DISAGREEMENT: Final = 0.05
+"""Of two tags of one file: they are copies of one number, or one of them is wrong."""
 MAX_DISAGREEMENT: Final = 0.25
 """Of the scale and the red cells: macrocytes and microcytes differ by less from the healthy 7.5 um."""
 CAUSE_TOLERANCE: Final = 0.3
@@ -36,15 +38,17 @@ CAUSES: Final = (
 _OPTION: Final = "--um-per-px X (um per level-0 pixel, for instance --um-per-px 0.0725)"
 
 
-def resolve_scale(path: Path, stated: StatedScale | None, um_per_px: float | None) -> Scale:
-    """The scale of level 0. `um_per_px` (the user's word) wins over what the file states.
+def resolve_scale(path: Path, stated: StatedScale | None, um_per_px: float | None, others: Sequence[StatedScale] = ()) -> Scale:
+    """The scale of level 0. `um_per_px` (the user's word) wins over what the file states. `others`: what
+    else it states, in other tags.
 
-    Raises ScaleError when neither is there, when x and y differ by more than 5 %, or outside 0.03-1.0 um/px.
+    Raises ScaleError when there is none, when two tags or x and y differ by more than 5 %, or outside 0.03-1.0 um/px.
     """
     if um_per_px is not None:
         return Scale(_plausible(path, um_per_px, "--um-per-px"), "--um-per-px")
     if stated is None:
         raise ScaleError(f"{path}: the file states no um/px; add {_OPTION}")
+    _require_agreement(path, stated, others)
     for side in (stated.x, stated.y):
         _plausible(path, side, stated.source)
     mean = math.sqrt(stated.x * stated.y)
@@ -54,6 +58,16 @@ def resolve_scale(path: Path, stated: StatedScale | None, um_per_px: float | Non
             f"add {_OPTION}"
         )
     return Scale(mean, stated.source)
+
+
+def _require_agreement(path: Path, stated: StatedScale, others: Sequence[StatedScale]) -> None:
+    for other in others:
+        off = max(abs(math.log(other.x / stated.x)), abs(math.log(other.y / stated.y)))
+        if off > math.log(1 + MAX_TAG_DISAGREEMENT):
+            raise ScaleError(
+                f"{path}: the file states {stated.x:.4g} um/px ({stated.source}) and {other.x:.4g} um/px ({other.source}), "
+                f"which differ by more than 5 %; add the true {_OPTION}"
+            )
 
 
 def _plausible(path: Path, um_per_px: float, source: str) -> float:
@@ -76,7 +90,13 @@ Measure = Callable[[], RulerReading | None]
 """Measures the red cells of the scan."""
 
 
-def settle_scale(path: Path, stated: StatedScale | None, wanted: float | Literal["auto"] | None, measure: Measure) -> Scale:
+def settle_scale(
+    path: Path,
+    stated: StatedScale | None,
+    wanted: float | Literal["auto"] | None,
+    measure: Measure,
+    others: Sequence[StatedScale] = (),
+) -> Scale:
     """The scale to screen at, not yet checked; `measure` is called only where it is needed: for "auto" and in errors.
 
     Raises ScaleError when there is none, with what the red cells say as a proposal.
@@ -88,7 +108,7 @@ def settle_scale(path: Path, stated: StatedScale | None, wanted: float | Literal
         estimate = float(f"{reading.um_per_px:.4g}")
         return Scale(_plausible(path, estimate, "red cells"), f"estimated from {reading.cells} red cells")
     try:
-        return resolve_scale(path, stated, wanted)
+        return resolve_scale(path, stated, wanted, others)
     except ScaleError as error:
         reading = measure() if wanted is None else None
         if reading is None:

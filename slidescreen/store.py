@@ -263,6 +263,7 @@ def summary(result: SlideResult) -> dict[str, Any]:
             "id": s.id,
             "vendor": s.vendor,
             "reader": s.reader,
+            "icc": s.icc,
             "width_px": s.size.width,
             "height_px": s.size.height,
             "um_per_px": s.scale.um_per_px,

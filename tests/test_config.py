@@ -58,4 +58,12 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_results_do_not_depend_on_device_and_batch() -> None:
-    assert set(Settings().result_settings()) == {"scale", "monolayer", "detect", "differential", "explain", "detector"}
+    assert set(Settings().result_settings()) == {
+        "reading",
+        "scale",
+        "monolayer",
+        "detect",
+        "differential",
+        "explain",
+        "detector",
+    }

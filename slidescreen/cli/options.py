@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -12,9 +12,12 @@ from slidescreen.errors import UsageError
 if TYPE_CHECKING:
     from slidescreen.classify import TorchClassifier
     from slidescreen.config import Settings
+    from slidescreen.slide import ReadSettings
 
 ModelOption = Annotated[str, typer.Option("--model", help="Name of a model that comes with slidescreen, or a model folder.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+ReaderOption = Annotated[str, typer.Option("--reader", help="Read scans with this reader only; auto: what suits each.")]
+IccOption = Annotated[str, typer.Option("--icc", help="apply: colours to sRGB by the file's profile; ignore (default).")]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=0, help="Cells typed at once; 0 chooses.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More log lines; tracebacks of failures.")]
 
@@ -54,6 +57,15 @@ def effective_settings(path: Path | None, device: str, batch_size: int, aoi: str
     scale = dataclasses.replace(base.scale, trust=trust_scale or base.scale.trust)
     monolayer = with_aoi(base.monolayer, aoi or base.monolayer.aoi)
     return dataclasses.replace(base, scale=scale, monolayer=monolayer, classify=dataclasses.replace(base.classify, **changes))
+
+
+def reading_settings(base: ReadSettings, reader: str, icc: str) -> ReadSettings:
+    """How scans are read, with the options of the command line on top. Raises UsageError."""
+    import dataclasses
+
+    if icc not in ("", "apply", "ignore"):
+        raise UsageError(f"--icc {icc}: must be apply or ignore")
+    return dataclasses.replace(base, reader=reader or base.reader, icc=cast(Any, icc or base.icc))
 
 
 def open_classifier(model: str, settings: Settings) -> TorchClassifier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -13,11 +14,14 @@ from slidescreen.cli.app import app, log
 from slidescreen.cli.options import (
     BatchOption,
     DeviceOption,
+    IccOption,
     ModelOption,
+    ReaderOption,
     VerboseOption,
     effective_settings,
     open_classifier,
     plausible,
+    reading_settings,
     start_log,
     wanted_scale,
 )
@@ -49,6 +53,8 @@ def run(
         typer.Option("--aoi", help="auto: the monolayer; all: everything scanned; x,y,w,h or FILE.geojson in level-0 px."),
     ] = "",
     settings: Annotated[Path | None, typer.Option("--settings", readable=False, help="TOML file; see README.")] = None,
+    reader: ReaderOption = "",
+    icc: IccOption = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo scans whose results are current.")] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="Do not keep patches.zarr.")] = False,
     verbose: VerboseOption = False,
@@ -58,11 +64,14 @@ def run(
     start_log(verbose, json_log)
     _share_heaps()
     from slidescreen.batch import RunOptions, SlideFailure, list_scans, require_writable, run_batch
+    from slidescreen.slide.known_answers import require_decoders
 
     effective = effective_settings(settings, device, batch_size, aoi, trust_scale)
+    effective = dataclasses.replace(effective, reading=reading_settings(effective.reading, reader, icc))
     wanted = wanted_scale(um_per_px)
     paths = list_scans(scans, out)
     require_writable(out)
+    require_decoders()
     classifier = open_classifier(model, effective)
     log.info("%d scan(s), model %s, device %s, results in %s", len(paths), classifier.card.name, classifier.device, out)
     options = RunOptions(out, wanted, not no_patches, overwrite)

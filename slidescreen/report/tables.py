@@ -219,6 +219,7 @@ def provenance(result: SlideResult) -> list[Line]:
         Line("Fingerprint of the content", slide.fingerprint),
         Line("Scanner", slide.vendor or "not stated"),
         Line("Read with", slide.reader),
+        Line("ICC colour profile", {"none": "none in the file"}.get(slide.icc, slide.icc)),
         Line("Model", model.name),
         Line("Model weights, SHA-256", model.sha256),
         Line("Model as measured", model.measured),
