@@ -29,6 +29,19 @@ MAX_SETTING: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """How many slides are screened side by side; results do not depend on it. `workers`: processes on this machine, 0 chooses
+    one per GPU or one per 4 cores. `timeout_per_slide_s`: 0 for none. `cpus_per_slide`, `gpus_per_slide`: what a Ray task asks
+    of its node. `node_losses`: how often a slide is tried again when its node is lost."""
+
+    workers: int = 0
+    timeout_per_slide_s: float = 0.0
+    cpus_per_slide: float = 2.0
+    gpus_per_slide: float = 0.0
+    node_losses: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be set, one table of the TOML file per stage."""
 
@@ -37,6 +50,7 @@ class Settings:
     detect: DetectSettings = field(default_factory=DetectSettings)
     classify: ClassifySettings = field(default_factory=ClassifySettings)
     differential: DifferentialSettings = field(default_factory=DifferentialSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
 
     def __post_init__(self) -> None:
         shares = [*dataclasses.asdict(self.differential).items(), ("max_unreadable", self.monolayer.max_unreadable)]
@@ -49,12 +63,16 @@ class Settings:
         for low, high in ORDERED:
             if getattr(self.detect, low) > getattr(self.detect, high):
                 raise UsageError(f"setting detect.{low} lies above detect.{high}")
+        for name, value in dataclasses.asdict(self.batch).items():
+            if value < 0:
+                raise UsageError(f"setting batch.{name} = {value:g}: must not be negative")
         if self.classify.batch_size < 0:
             raise UsageError(f"batch size {self.classify.batch_size}: must be positive, or 0 to choose")
 
     def result_settings(self) -> dict[str, Any]:
-        """The settings on which results depend, as plain values: without device and batch size, with the detector's weights."""
-        values = {k: v for k, v in dataclasses.asdict(self).items() if k != "classify"}
+        """The settings on which results depend, as plain values: without device, batch size and workers, with the
+        detector's weights."""
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("classify", "batch")}
         if self.detect.method == "network":
             values["detector"] = {"sha256": load_detector_card(find_model(DEFAULT_DETECTOR)).sha256}
         return values

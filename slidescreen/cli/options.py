@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from slidescreen.config import Settings
 
 ModelOption = Annotated[str, typer.Option("--model", help="Name of a model that comes with slidescreen, or a model folder.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0,1.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=0, help="Cells typed at once; 0 chooses.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More log lines; tracebacks of failures.")]
 
@@ -54,6 +54,18 @@ def effective_settings(path: Path | None, device: str, batch_size: int, aoi: str
     scale = dataclasses.replace(base.scale, trust=trust_scale or base.scale.trust)
     monolayer = with_aoi(base.monolayer, aoi or base.monolayer.aoi)
     return dataclasses.replace(base, scale=scale, monolayer=monolayer, classify=dataclasses.replace(base.classify, **changes))
+
+
+def batch_settings(settings: Settings, workers: int, timeout_s: float) -> Settings:
+    """Settings with the options of a batch on top."""
+    import dataclasses
+
+    changes: dict[str, Any] = {}
+    if workers:
+        changes["workers"] = workers
+    if timeout_s:
+        changes["timeout_per_slide_s"] = timeout_s
+    return dataclasses.replace(settings, batch=dataclasses.replace(settings.batch, **changes))
 
 
 def open_classifier(model: str, settings: Settings) -> TorchClassifier:
