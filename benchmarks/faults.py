@@ -93,7 +93,7 @@ def session(pid: int) -> list[int]:
 def trial_kill(scans: Path, work: Path, reference: dict[str, dict[str, str]], kills: int, seconds: float) -> str:
     rng = random.Random(0)
     wrong: list[str] = []
-    orphans = slowest = finished = killed_midway = 0
+    orphans = finished = killed_midway = 0
     for i in range(kills):
         out = work / f"kill-{i}"
         process = subprocess.Popen(arguments(scans, out), stdout=-3, stderr=-3, start_new_session=True)
@@ -116,8 +116,9 @@ def trial_kill(scans: Path, work: Path, reference: dict[str, dict[str, str]], ki
             wrong.append(f"kill {i}: resume ended with {resumed.returncode}: {resumed.stderr[-300:]}")
         wrong += [f"kill {i}: {d}" for d in differences(out, reference)]
         shutil.rmtree(out)
-    del slowest
-    told = f"{kills} kills over {seconds:.0f} s (every other one of the whole process group), {killed_midway} with a half result on disk, "
+    told = (
+        f"{kills} kills over {seconds:.0f} s (every other one of the whole process group), {killed_midway} left a half result, "
+    )
     return told + f"{finished} came too late; {orphans} orphans after 5 s; " + verdict(wrong)
 
 
@@ -152,8 +153,8 @@ def trial_disk(scans: Path, work: Path, reference: dict[str, dict[str, str]]) ->
         second = run(scans, out)
         wrong = [] if second.returncode == 0 else [second.stderr[-300:]]
         named = sum("No space" in f["message"] for f in failures)
-        told = f"exit {first.returncode}, {whole} whole results, {len(failures)} failures ({named} name the full disk); after making room: "
-        return told + verdict(wrong + differences(out, reference))
+        told = f"exit {first.returncode}, {whole} whole results, {len(failures)} failures ({named} name the full disk); "
+        return f"{told}after making room: " + verdict(wrong + differences(out, reference))
 
 
 def trial_vanish(scans: Path, work: Path, reference: dict[str, dict[str, str]]) -> str:
@@ -170,7 +171,9 @@ def trial_vanish(scans: Path, work: Path, reference: dict[str, dict[str, str]]) 
     second = run(scans, out)
     wrong = ([] if named else ["not named"]) + (["the folder was made anew"] if came_back else [])
     wrong += [] if second.returncode == 0 else [second.stderr[-300:]]
-    return f"exit {process.returncode}, named: {named}; folder back and run again: " + verdict(wrong + differences(out, reference))
+    return f"exit {process.returncode}, named: {named}; folder back and run again: " + verdict(
+        wrong + differences(out, reference)
+    )
 
 
 def trial_replaced(scans: Path, work: Path, reference: dict[str, dict[str, str]]) -> str:
@@ -184,7 +187,9 @@ def trial_replaced(scans: Path, work: Path, reference: dict[str, dict[str, str]]
     account = json.loads((out / "run.json").read_text())
     entries = [json.loads(p.read_text()) for p in (out / "logs").glob(f"{first.stem}-*.json")]
     marked = [e for e in entries if e.get("superseded_by")]
-    told = f"exit {second.returncode}, {account['done']} done, {account['skipped']} skipped; the old result is kept and marked: "
+    told = (
+        f"exit {second.returncode}, {account['done']} done, {account['skipped']} skipped; the old result is kept and marked: "
+    )
     shutil.rmtree(copy)
     return told + f"{len(marked) == 1 and len(results(out)) == len(reference) + 1}"
 
@@ -238,7 +243,10 @@ def trial_many(scans: Path, work: Path, number: int) -> str:
         f"after {done}: " + ", ".join(f"{name} {fds} descriptors {rss} MB" for name, (fds, rss) in sorted(use.items()))
         for done, use in points
     ]
-    told = f"exit {process.returncode}, {account['done']} done of {account['listed']} in {account['seconds']:.0f} s; " + "; ".join(lines)
+    told = (
+        f"exit {process.returncode}, {account['done']} done of {account['listed']} in {account['seconds']:.0f} s; "
+        + "; ".join(lines)
+    )
     print(f"cohort.html {(out / 'cohort.html').stat().st_size / 1e6:.2f} MB", file=sys.stderr)
     return told
 

@@ -26,8 +26,8 @@ HELD_PER_BATCH: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class ClassifySettings:
-    """`device`: auto (CUDA where there is one), cpu, cuda, or cuda:1; several, "cuda:0,1", are shared out between the workers of
-    a batch. `batch_size` in patches; 0 chooses 16 on a CPU, 256 on CUDA."""
+    """`device`: auto (CUDA where there is one), cpu, cuda, or cuda:1; several, "cuda:0,1", are shared out between the workers
+    of a batch. `batch_size` in patches; 0 chooses 16 on a CPU, 256 on CUDA."""
 
     device: str = "auto"
     batch_size: int = 0
@@ -109,7 +109,9 @@ def choose_devices(wanted: str) -> list[str]:
     numbers = [int(n) for n in wanted[5:].split(",") if n]
     missing = [n for n in numbers if n >= torch.cuda.device_count()]
     if missing or len(set(numbers)) < len(numbers):
-        raise UsageError(f"--device {wanted}: there are {torch.cuda.device_count()} CUDA devices, counted from 0; name each once")
+        raise UsageError(
+            f"--device {wanted}: there are {torch.cuda.device_count()} CUDA devices, counted from 0; name each once"
+        )
     return [f"cuda:{n}" for n in numbers] or ["cuda"]
 
 

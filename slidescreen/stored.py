@@ -80,7 +80,7 @@ def _result(folder: Path, found: Mapping[str, Any]) -> SlideResult:
     s, check = found["slide"], found["scale_check"]
     reading = None
     if check["interval"]:
-        reading = RulerReading(check["ruler_um_per_px"], *check["interval"], check["cells"])
+        reading = RulerReading(check["ruler_um_per_px"], check["interval"][0], check["interval"][1], check["cells"])
     return SlideResult(
         slide=SlideInfo(
             path=s["path"],
@@ -143,10 +143,10 @@ def _overview(folder: Path, downsample: float) -> Overview:
 
 
 def _picture(path: Path, flags: int) -> NDArray[np.uint8]:
-    picture: NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flags)
+    picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flags)
     if picture is None:
         raise ValueError(f"{path.name} is damaged")
-    return picture
+    return np.asarray(picture, np.uint8)
 
 
 def _cells(folder: Path, classes: tuple[str, ...]) -> Iterator[ScreenedCell]:
@@ -274,7 +274,5 @@ def is_current(
         found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    same = same_request(
-        found, fingerprint=fingerprint, wanted_scale=wanted_scale, sha256=sha256, settings=settings
-    )
+    same = same_request(found, fingerprint=fingerprint, wanted_scale=wanted_scale, sha256=sha256, settings=settings)
     return same and (folder / REPORT).is_file()

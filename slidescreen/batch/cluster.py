@@ -37,10 +37,14 @@ class RayExecutor:
         self._ray = _import_ray()
         if not self._ray.is_initialized():
             try:
-                self._ray.init(address=address or None, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+                self._ray.init(
+                    address=address or None, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
+                )
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 said = " ".join(str(error).split())
-                raise UsageError(f"--ray-address {address}: no Ray cluster answers ({said}); start one with ray start") from error
+                raise UsageError(
+                    f"--ray-address {address}: no Ray cluster answers ({said}); start one with ray start"
+                ) from error
 
     def screen(self, tasks: Sequence[SlideTask], stop: Stop) -> Iterator[Event]:
         """See `conduct.Executor`. Slides are told as started when they are handed to Ray."""

@@ -205,4 +205,3 @@ def _line(entry: Entry) -> dict[str, Any]:
             "next_step": entry.failure.next_step,
         }
     return content
-

@@ -13,7 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
@@ -73,10 +73,8 @@ class _Worker:
 
     def dismiss(self) -> None:
         """Let an idle worker end."""
-        try:
+        with suppress(OSError):  # it may have ended already
             self.pipe.send(None)
-        except OSError:
-            pass  # it has ended already
         self.process.join(GRACE_S)
         self.kill()
 
@@ -149,10 +147,8 @@ class LocalExecutor:
             self._workers.append(_Worker(self._job, device))
 
     def _begin(self, worker: _Worker, task: SlideTask) -> Iterator[Event]:
-        try:
+        with suppress(OSError):  # it may have died while idle: `_hear` finds the pipe closed
             worker.give(task)
-        except OSError:
-            pass  # it died while idle: `_hear` finds the pipe closed
         yield Started(task, worker.device)
 
     def _hear(self) -> Iterator[Event]:
@@ -194,8 +190,8 @@ class LocalExecutor:
             return
         self._dead_starts += not worker.ready
         if self._dead_starts >= MAX_DEAD_STARTS:
-            raise SlidescreenError(f"{self._dead_starts} workers ended before they had loaded the model, the last {_cause(code)}; "
-                                   "run slidescreen doctor")  # fmt: skip
+            said = f"{self._dead_starts} workers ended before they had loaded the model, the last {_cause(code)}"
+            raise SlidescreenError(f"{said}; run slidescreen doctor")
 
     def _overdue(self) -> Iterator[Event]:
         limit = self._job.timeout_s
@@ -214,7 +210,9 @@ class LocalExecutor:
         output = open_output(self._job.out)
         _forget_half(output, task)
         log = output.read(f"{LOGS}/{task.name}.log") or b""
-        failure = SlideFailure(task.path, worker.stage, kind, f"{task.path}: {said}", step, log.decode("utf-8", "replace").strip())
+        failure = SlideFailure(
+            task.path, worker.stage, kind, f"{task.path}: {said}", step, log.decode("utf-8", "replace").strip()
+        )
         return Finished(task, failure, worker.device, worker.seconds)
 
     def _halt(self, halted_at: float | None) -> float:

@@ -179,4 +179,3 @@ def _file_mutex(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-

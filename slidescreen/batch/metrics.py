@@ -34,7 +34,9 @@ class Metrics:
         Gauge("slidescreen_slides_listed", "Slides of the batch", registry=self._registry).set(len(plan.slides))
         started = Gauge("slidescreen_start_time_seconds", "When the batch began, Unix time", registry=self._registry)
         started.set_to_current_time()
-        self._updated = Gauge("slidescreen_last_update_seconds", "When this file was written, Unix time", registry=self._registry)
+        self._updated = Gauge(
+            "slidescreen_last_update_seconds", "When this file was written, Unix time", registry=self._registry
+        )
         self._ended = Gauge("slidescreen_ended", "1 when the batch has ended", registry=self._registry)
         self._running: set[SlideTask] = set()
         self._written = 0.0

@@ -248,7 +248,9 @@ class RemoteOutput:
         return self._names(folder, "file")
 
     def results(self) -> list[str]:
-        return [n for n in self._names("", "directory") if not n.startswith(".") and self._fs.exists(self._at(f"{n}/{SUMMARY}"))]
+        return [
+            n for n in self._names("", "directory") if not n.startswith(".") and self._fs.exists(self._at(f"{n}/{SUMMARY}"))
+        ]
 
     def sweep(self, names: Collection[str] | None) -> int:
         left = [n for n in self._names("", "directory") if n.startswith(".") and n.endswith(".new")]

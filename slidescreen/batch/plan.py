@@ -84,7 +84,11 @@ def slide_settings(settings: Settings, aoi: str) -> Settings:
 
 
 def make_plan(
-    inputs: Sequence[Input], job: Job, output: Output, resume: Resume = Resume(), shard: Shard | None = None  # noqa: B008  # frozen
+    inputs: Sequence[Input],
+    job: Job,
+    output: Output,
+    resume: Resume = Resume(),
+    shard: Shard | None = None,
 ) -> Plan:
     """Check the model and every input, and decide what is to be done. Reads files, opens none as a scan, writes nothing.
 
@@ -98,7 +102,9 @@ def make_plan(
     seen = _Seen()
     slides = []
     for each, print_ in zip(inputs, prints, strict=True):
-        planned = Planned(each, print_) if isinstance(print_, SlideFailure) else _decide(each, print_, request, output, resume, seen)
+        planned = (
+            Planned(each, print_) if isinstance(print_, SlideFailure) else _decide(each, print_, request, output, resume, seen)
+        )
         slides.append(planned)
     if shard is not None:
         slides = slides[shard.index - 1 :: shard.count]
@@ -162,7 +168,9 @@ def _decide(each: Input, print_: str, request: Request, output: Output, resume: 
         return Planned(each, SlideSkipped(each.path, name, output.where(name), "current"))
     known = known_failure(read_entry(output, name), key)
     if known is not None and not resume.retry_failed:
-        told = dataclasses.replace(known, path=each.path, next_step=f"{known.next_step} (failed before; --retry-failed tries again)")
+        told = dataclasses.replace(
+            known, path=each.path, next_step=f"{known.next_step} (failed before; --retry-failed tries again)"
+        )
         return Planned(each, told)
     return Planned(each, task, "failed before" if known else "new" if found is None else _changed(found, wanted))
 
@@ -213,7 +221,9 @@ def describe(plan: Plan, everything: bool) -> Iterator[str]:
         elif isinstance(action, SlideTask) and (everything or p.note != "new"):
             yield f"screen  {p.input.path} ({p.note})"
     yield from plan.remarks
-    sums = f"{plan.count(SlideTask)} to screen, {plan.count(SlideSkipped)} to skip, {plan.count(SlideFailure)} cannot be screened"
+    sums = (
+        f"{plan.count(SlideTask)} to screen, {plan.count(SlideSkipped)} to skip, {plan.count(SlideFailure)} cannot be screened"
+    )
     yield f"{len(plan.slides)} slide(s) listed: {sums}"
 
 

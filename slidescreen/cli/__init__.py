@@ -11,11 +11,11 @@ import sys
 import traceback
 from typing import Final, NoReturn
 
-from slidescreen.cli import look, screen, train
+from slidescreen.cli import look, pages, screen, train
 from slidescreen.cli.app import app, log, stopped
 from slidescreen.errors import ModelError, SlidescreenError, UsageError
 
-__all__ = ["look", "main", "screen", "train"]
+__all__ = ["look", "main", "pages", "screen", "train"]
 
 TYPER_INTERRUPTED: Final = 130
 """What typer makes of Ctrl-C."""

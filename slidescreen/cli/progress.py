@@ -80,7 +80,7 @@ class View:
     """Shows events. Context: the terminal is given back when it is left."""
 
     def __init__(self, plan: Plan, *, plain: bool, verbose: bool) -> None:
-        from slidescreen.batch.plan import SlideSkipped
+        from slidescreen.batch.events import SlideSkipped
 
         self._verbose = verbose
         self._pace = Pace(len(plan.tasks))
@@ -150,7 +150,13 @@ class _Bars:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
+        columns = (
+            "{task.description}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeElapsedColumn(),
+        )
         self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self._all = self.progress.add_task("slides", total=total, said="")
         self._slides: dict[str, Any] = {}

@@ -30,8 +30,12 @@ DEFAULT_OUT: Final = "slidescreen-out"
 
 @app.command()
 def run(
-    scans: Annotated[list[str], typer.Argument(metavar="SCAN...", help="Scans: files, folders, globs, CSV files with a row each.")],
-    out: Annotated[str, typer.Option("-o", "--out", help="Folder (or s3://, gs://) of results, a subfolder per scan.")] = DEFAULT_OUT,
+    scans: Annotated[
+        list[str], typer.Argument(metavar="SCAN...", help="Scans: files, folders, globs, CSV files with a row each.")
+    ],
+    out: Annotated[
+        str, typer.Option("-o", "--out", help="Folder (or s3://, gs://) of results, a subfolder per scan.")
+    ] = DEFAULT_OUT,
     um_per_px: Annotated[
         str, typer.Option("--um-per-px", help="um per level-0 pixel, wins over what the files state; auto: by red cells.")
     ] = "",
@@ -49,7 +53,9 @@ def run(
     no_patches: Annotated[bool, typer.Option("--no-patches", help="Do not keep patches.zarr.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, screen nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo scans whose results are current.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again scans that failed by their own fault.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again scans that failed by their own fault.")
+    ] = False,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Scans side by side; 0 chooses.")] = 0,
     timeout: Annotated[
         float, typer.Option("--timeout-per-slide", min=0, help="Seconds after which a scan fails; 0: never.")
