@@ -25,6 +25,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from slidescreen import cli
+
 COMMAND = [sys.executable, "-m", "slidescreen"]
 CHEAP = '[detect]\nmethod = "stain"\n'
 OURS = {".slidescreen.lock"}
@@ -91,35 +93,70 @@ def session(pid: int) -> list[int]:
 
 
 def trial_kill(scans: Path, work: Path, reference: dict[str, dict[str, str]], kills: int, seconds: float) -> str:
+    """Batches are killed and resumed until they are through; then the next one begins."""
     rng = random.Random(0)
     wrong: list[str] = []
-    orphans = finished = killed_midway = 0
-    for i in range(kills):
-        out = work / f"kill-{i}"
-        process = subprocess.Popen(arguments(scans, out), stdout=-3, stderr=-3, start_new_session=True)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(rng.uniform(0, seconds))
-        finished += process.returncode is not None
-        if i % 2:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-        process.wait()
-        killed_midway += any(out.glob(".*.partial-*"))
-        deadline = time.monotonic() + 5
-        while (left := session(process.pid)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        orphans += len(left)
+    done = orphans = halves = batches = 0
+    while done < kills:
+        out = work / f"kill-{batches}"
+        batches += 1
+        whole: set[str] = set()
+        while (pid := begin(scans, out)) and not ended(pid, rng.uniform(0, seconds)) and done < kills:
+            (os.killpg if done % 2 else os.kill)(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            done += 1
+            halves += any(out.glob(".*.partial-*"))
+            orphans += len(outlive(pid))
+            here = results(out)
+            wrong += [f"kill {done}: {n} differs" for n, c in here.items() if c != reference.get(n)]
+            wrong += [f"kill {done}: {n} has gone" for n in whole - here.keys()]
+            whole = set(here)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
         resumed = run(scans, out)
-        if resumed.returncode:
-            wrong.append(f"kill {i}: resume ended with {resumed.returncode}: {resumed.stderr[-300:]}")
-        wrong += [f"kill {i}: {d}" for d in differences(out, reference)]
+        wrong += [f"batch {batches}: {d}" for d in differences(out, reference)]
+        wrong += [f"batch {batches}: ended with {resumed.returncode}"] if resumed.returncode else []
         shutil.rmtree(out)
-    told = (
-        f"{kills} kills over {seconds:.0f} s (every other one of the whole process group), {killed_midway} left a half result, "
-    )
-    return told + f"{finished} came too late; {orphans} orphans after 5 s; " + verdict(wrong)
+    told = f"{done} kills in {batches} batches, each at a random moment within {seconds:.0f} s of a start (every other one of the whole "
+    return f"{told}process group); {halves} left a half result; {orphans} orphans after 5 s; " + verdict(wrong)
+
+
+def begin(scans: Path, out: Path) -> int:
+    """The command in a process of its own, without the seconds it takes to import it."""
+    line = arguments(scans, out)[len(COMMAND) :]
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    sys.argv[1:] = line
+    try:
+        cli.main()
+    except SystemExit as end:
+        os._exit(int(end.code or 0))
+    finally:
+        os._exit(1)
+
+
+def ended(pid: int, seconds: float) -> bool:
+    """Whether the process ends within so many seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def outlive(pid: int) -> list[int]:
+    """What still lives of a session 5 s after its leader was killed."""
+    until = time.monotonic() + 5
+    while (left := session(pid)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return left
 
 
 def verdict(wrong: list[str]) -> str:
@@ -295,10 +332,12 @@ def main() -> None:
     wishes = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         work = Path(folder)
-        began = time.monotonic()
         done = run(wishes.scans, work / "reference")
-        seconds = time.monotonic() - began
         assert done.returncode == 0, done.stderr
+        began = time.monotonic()
+        assert os.waitpid(begin(wishes.scans, work / "again"), 0)[1] == 0
+        seconds = time.monotonic() - began
+        assert results(work / "again") == results(work / "reference")
         reference = results(work / "reference")
         print(f"{len(reference)} scans, uninterrupted in {seconds:.0f} s\n\n| fault | outcome |\n| --- | --- |", flush=True)
         for trial in wishes.trials:

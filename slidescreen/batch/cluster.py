@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -47,17 +48,17 @@ class RayExecutor:
                 ) from error
 
     def screen(self, tasks: Sequence[SlideTask], stop: Stop) -> Iterator[Event]:
-        """See `conduct.Executor`. Slides are told as started when they are handed to Ray."""
+        """See `conduct.Executor`. Ray does not tell when a node takes a task: slides are told as started once finished."""
         ray = self._ray
         s = self._settings
         remote = ray.remote(num_cpus=s.cpus_per_slide, num_gpus=s.gpus_per_slide, max_retries=s.node_losses)(screen_here)
         waiting = {remote.remote(self._job, task): task for task in tasks}
-        for task in tasks:
-            yield Started(task, "ray")
         while waiting and not stop.urgency:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_S)
             for reference in ready:
-                yield from self._taken(reference, waiting.pop(reference))
+                task = waiting.pop(reference)
+                yield Started(task, "ray")
+                yield from self._taken(reference, task)
         for reference in waiting:
             ray.cancel(reference, force=True)
         if waiting and stop.urgency == 1:
@@ -85,6 +86,7 @@ def _lost(task: SlideTask, error: SlidescreenError) -> SlideFailure:
 
 
 def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     try:
         import ray
     except ImportError as error:

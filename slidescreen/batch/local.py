@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -40,15 +40,18 @@ CAUSES: Final = {
 }
 
 
+Main = Callable[[Connection, Job], None]
+
+
 class _Worker:
     """The parent's side of one worker."""
 
-    def __init__(self, job: Job, device: str) -> None:
+    def __init__(self, job: Job, device: str, main: Main) -> None:
         self.device = device
         self.job = dataclasses.replace(job, settings=_on(job, device))
         context = multiprocessing.get_context("spawn")
         self.pipe, end = context.Pipe()
-        self.process: BaseProcess = context.Process(target=work, args=(end, self.job), daemon=True)
+        self.process: BaseProcess = context.Process(target=main, args=(end, self.job), daemon=True)
         with _environment(job.threads):
             self.process.start()
         end.close()
@@ -97,9 +100,10 @@ def _environment(threads: int) -> Iterator[None]:
 
 class LocalExecutor:
     """One worker per entry of `devices` ("cpu", "cpu" for two on the CPU). Workers stay between calls of `screen`, with their
-    model, until `close`."""
+    model, until `close`. `main`: of a worker process; it must be importable by name."""
 
-    def __init__(self, job: Job, devices: Sequence[str]) -> None:
+    def __init__(self, job: Job, devices: Sequence[str], main: Main = work) -> None:
+        self._main = main
         self._job = job
         self._devices = list(devices)
         self._workers: list[_Worker] = []
@@ -144,7 +148,7 @@ class LocalExecutor:
         for worker in self._workers:
             free.remove(worker.device)
         for device in free[: max(0, waiting - idle)]:
-            self._workers.append(_Worker(self._job, device))
+            self._workers.append(_Worker(self._job, device, self._main))
 
     def _begin(self, worker: _Worker, task: SlideTask) -> Iterator[Event]:
         with suppress(OSError):  # it may have died while idle: `_hear` finds the pipe closed

@@ -310,7 +310,7 @@ def read_json(output: Output, name: str) -> dict[str, Any] | None:
 
 def write_json(output: Output, name: str, content: dict[str, Any]) -> None:
     """Write an object whole or not at all. Raises OutputError."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"  # ASCII: names of files need not be text
     write(output, name, text.encode())
 
 

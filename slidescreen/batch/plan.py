@@ -200,7 +200,7 @@ def _remarks(plan: Plan, job: Job, output: Output) -> Iterator[str]:
         need = len(plan.tasks) * _bytes_each(output.folder, job.patches)
         yield f"disk: {free / 1e9:.1f} GB free, about {need / 1e9:.1f} GB needed"
         if need > free:
-            yield f"the disk of {output.place} will probably be full before the end: free space, use --no-patches or another disk"
+            yield f"the disk of {output.place} will probably be full before the end; free space, or use --no-patches"
 
 
 def _bytes_each(folder: Path, patches: bool) -> int:
@@ -211,10 +211,10 @@ def _bytes_each(folder: Path, patches: bool) -> int:
 
 
 def describe(plan: Plan, everything: bool) -> Iterator[str]:
-    """The plan as lines: every slide, or only those that are not simply to be screened, then the sums."""
+    """The plan as lines: every slide, or only those that are not told of later anyway, then the sums."""
     for p in plan.slides:
         action = p.action
-        if isinstance(action, SlideFailure):
+        if isinstance(action, SlideFailure) and everything:
             yield f"fail    {action}"
         elif isinstance(action, SlideSkipped) and (everything or action.reason != "current"):
             yield f"skip    {p.input.path} ({action.reason})"

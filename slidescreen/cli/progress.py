@@ -80,6 +80,7 @@ class View:
     """Shows events. Context: the terminal is given back when it is left."""
 
     def __init__(self, plan: Plan, *, plain: bool, verbose: bool) -> None:
+        from slidescreen.batch import SlideFailure
         from slidescreen.batch.events import SlideSkipped
 
         self._verbose = verbose
@@ -90,6 +91,8 @@ class View:
         for planned in plan.slides:
             if isinstance(planned.action, SlideSkipped) and planned.action.reason == "current":
                 print_line(f"{planned.input.path}: already current -> {planned.action.where}/report.html")
+            elif isinstance(planned.action, SlideFailure):
+                print_failure(planned.action, verbose)
 
     def __enter__(self) -> View:
         if self._bars:
