@@ -118,8 +118,10 @@ def trial_kill(scans: Path, work: Path, reference: dict[str, dict[str, str]], ki
         wrong += [f"batch {batches}: {d}" for d in differences(out, reference)]
         wrong += [f"batch {batches}: ended with {resumed.returncode}"] if resumed.returncode else []
         shutil.rmtree(out)
-    told = f"{done} kills in {batches} batches, each at a random moment within {seconds:.0f} s of a start (every other one of the whole "
-    return f"{told}process group); {halves} left a half result; {orphans} orphans after 5 s; " + verdict(wrong)
+    told = (
+        f"{done} kills in {batches} batches, each at a random moment within {seconds:.0f} s of a start (every other one of the "
+    )
+    return f"{told}whole process group); {halves} left a half result; {orphans} orphans after 5 s; " + verdict(wrong)
 
 
 def begin(scans: Path, out: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import typing
 from dataclasses import dataclass, field
@@ -75,7 +76,8 @@ class Settings:
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("classify", "batch")}
         if self.detect.method == "network":
             values["detector"] = {"sha256": load_detector_card(find_model(DEFAULT_DETECTOR)).sha256}
-        return values
+        plain: dict[str, Any] = json.loads(json.dumps(values))  # lists for tuples: as they come back from a stored result
+        return plain
 
 
 def load_settings(path: Path) -> Settings:

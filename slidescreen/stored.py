@@ -143,7 +143,8 @@ def _overview(folder: Path, downsample: float) -> Overview:
 
 
 def _picture(path: Path, flags: int) -> NDArray[np.uint8]:
-    picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flags)
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    picture = cv2.imdecode(content, flags) if len(content) else None
     if picture is None:
         raise ValueError(f"{path.name} is damaged")
     return np.asarray(picture, np.uint8)
