@@ -92,16 +92,18 @@ def session(pid: int) -> list[int]:
     return found
 
 
-def trial_kill(scans: Path, work: Path, reference: dict[str, dict[str, str]], kills: int, seconds: float) -> str:
+def trial_kill(scans: Path, work: Path, reference: dict[str, dict[str, str]], kills: int, seconds: float, until: float) -> str:
     """Batches are killed and resumed until they are through; then the next one begins."""
     rng = random.Random(0)
     wrong: list[str] = []
     done = orphans = halves = batches = 0
-    while done < kills:
+    while done < kills and time.monotonic() < until:
         out = work / f"kill-{batches}"
         batches += 1
         whole: set[str] = set()
-        while (pid := begin(scans, out)) and not ended(pid, rng.uniform(0, seconds)) and done < kills:
+        while (
+            (pid := begin(scans, out)) and not ended(pid, rng.uniform(0, seconds)) and done < kills and time.monotonic() < until
+        ):
             (os.killpg if done % 2 else os.kill)(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             done += 1
@@ -111,6 +113,11 @@ def trial_kill(scans: Path, work: Path, reference: dict[str, dict[str, str]], ki
             wrong += [f"kill {done}: {n} differs" for n, c in here.items() if c != reference.get(n)]
             wrong += [f"kill {done}: {n} has gone" for n in whole - here.keys()]
             whole = set(here)
+            print(
+                f"kill {done}: {len(whole)} whole results, {halves} half ones so far, {len(wrong)} wrong",
+                file=sys.stderr,
+                flush=True,
+            )
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -331,6 +338,7 @@ def main() -> None:
     parser.add_argument("--trials", nargs="+", choices=trials, default=trials)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--many", type=int, default=2000)
+    parser.add_argument("--minutes", type=float, default=240, help="end the kills early")
     wishes = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         work = Path(folder)
@@ -345,7 +353,7 @@ def main() -> None:
         for trial in wishes.trials:
             call = globals()[f"trial_{trial}"]
             if trial == "kill":
-                told = call(wishes.scans, work, reference, wishes.kills, seconds)
+                told = call(wishes.scans, work, reference, wishes.kills, seconds, time.monotonic() + 60 * wishes.minutes)
             elif trial == "many":
                 told = call(wishes.scans, work, wishes.many)
             else:

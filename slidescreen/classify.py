@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 CPU_BATCH: Final = 16
 CUDA_BATCH: Final = 256
 HELD_PER_BATCH: Final = 4
+DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+(,\d+)*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def choose_devices(wanted: str) -> list[str]:
         return ["cuda" if torch.cuda.is_available() else "cpu"]
     if wanted == "cpu":
         return ["cpu"]
-    if not re.fullmatch(r"cuda(:\d+(,\d+)*)?", wanted):
+    if not DEVICE.fullmatch(wanted):
         raise UsageError(f"--device {wanted}: unknown; use auto, cpu, cuda or cuda:0,1")
     if not torch.cuda.is_available():
         raise UsageError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from slidescreen.classify import ClassifySettings
+from slidescreen.classify import DEVICE, ClassifySettings
 from slidescreen.detect import DetectSettings
 from slidescreen.detector_model import DEFAULT_DETECTOR, load_detector_card
 from slidescreen.differential import DifferentialSettings
@@ -67,6 +67,8 @@ class Settings:
         for name, value in dataclasses.asdict(self.batch).items():
             if value < 0:
                 raise UsageError(f"setting batch.{name} = {value:g}: must not be negative")
+        if not DEVICE.fullmatch(self.classify.device):
+            raise UsageError(f"device {self.classify.device!r}: must be auto, cpu, cuda or cuda:0,1")
         if self.classify.batch_size < 0:
             raise UsageError(f"batch size {self.classify.batch_size}: must be positive, or 0 to choose")
 

@@ -158,9 +158,10 @@ def _cells(folder: Path, classes: tuple[str, ...]) -> Iterator[ScreenedCell]:
     with pq.ParquetFile(folder / CELLS_PARQUET) as file:
         for batch in file.iter_batches():
             for row in batch.to_pylist():
-                yield _cell(row, columns, next(outlines))
-    if next(outlines, None) is not None:
-        raise ValueError(f"{CELLS_GEOJSON} and {CELLS_PARQUET} differ in length")
+                outline = next(outlines, None)
+                if outline is None:
+                    raise ValueError(f"{CELLS_GEOJSON} holds fewer cells than {CELLS_PARQUET}")
+                yield _cell(row, columns, outline)
 
 
 def _cell(row: Mapping[str, Any], columns: list[str], outline: Outline) -> ScreenedCell:
