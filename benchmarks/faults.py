@@ -1,6 +1,6 @@
 """What a night can do to a batch, done to it on purpose: is anything lost, double, or different afterwards?
 
-    python benchmarks/faults.py SCANS [--trials kill disk vanish replaced clock readonly many] [--kills 50] [--many 2000]
+    python benchmarks/faults.py SCANS [--trials kill worker disk vanish replaced clock readonly many] [--kills 50] [--many 2000]
 
 SCANS: a folder with a few small scans. Every trial is compared, in everything but times, with an uninterrupted run. `disk` and
 `readonly` mount file systems and are skipped where that is not allowed. Prints a table as Markdown.
@@ -203,6 +203,27 @@ def trial_disk(scans: Path, work: Path, reference: dict[str, dict[str, str]]) ->
         return f"{told}after making room: " + verdict(wrong + differences(out, reference))
 
 
+def trial_worker(scans: Path, work: Path, reference: dict[str, dict[str, str]]) -> str:
+    """A worker dies in its first slide, its successor hangs in the next."""
+    out = work / "worker"
+    process = subprocess.Popen(arguments(scans, out, "--workers", "1", "--timeout-per-slide", "60"), stdout=-3, stderr=-3)
+    for blow in (signal.SIGKILL, signal.SIGSTOP):
+        known = {p.name for p in out.glob(".*.partial-*")}
+        while process.poll() is None and not (fresh := [p for p in out.glob(".*.partial-*") if p.name not in known]):
+            time.sleep(0.005)
+        os.kill(int(fresh[0].name.rpartition("-")[2]), blow)
+    process.wait()
+    with (out / "failures.csv").open() as file:
+        kinds = [row["error_class"] for row in csv.DictReader(file)]
+    account = json.loads((out / "run.json").read_text())
+    again = run(scans, out)
+    told = f"exit {process.returncode}, {account['done']} done, failed as {' and '.join(kinds)}; the same again: "
+    told += f"exit {again.returncode}; "
+    third = run(scans, out, "--retry-failed")
+    wrong = [] if third.returncode == 0 else [third.stderr[-300:]]
+    return f"{told}with --retry-failed: " + verdict(wrong + differences(out, reference))
+
+
 def trial_vanish(scans: Path, work: Path, reference: dict[str, dict[str, str]]) -> str:
     out, away = work / "vanish", work / "away"
     process = subprocess.Popen(arguments(scans, out), stdout=-3, stderr=subprocess.PIPE, text=True)
@@ -334,7 +355,7 @@ def usage(pid: int) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scans", type=Path)
-    trials = ["kill", "disk", "vanish", "replaced", "clock", "readonly", "many"]
+    trials = ["kill", "worker", "disk", "vanish", "replaced", "clock", "readonly", "many"]
     parser.add_argument("--trials", nargs="+", choices=trials, default=trials)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--many", type=int, default=2000)

@@ -34,7 +34,8 @@ At = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class SlideDone:
-    """A stored result. `skipped`: it was there already, made of the same scan, model, settings and schema."""
+    """A stored result. `skipped`: it was there already, made of the same scan, model, settings and schema. `where`: its URL,
+    when it is not in a folder."""
 
     path: Path
     folder: Path
@@ -42,6 +43,7 @@ class SlideDone:
     differential: Differential | None
     warnings: tuple[str, ...] = ()
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)

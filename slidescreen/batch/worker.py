@@ -135,12 +135,13 @@ def _screen(job: Job, task: SlideTask, classifier: Classifier, output: Output, t
         sha256, wanted = classifier.card.sha256, settings.result_settings()
         request = {"fingerprint": task.fingerprint, "wanted_scale": task.um_per_px, "sha256": sha256, "settings": wanted}
         if found is not None and same_request(found, **request):  # type: ignore[arg-type]
-            return SlideDone(task.path, Path(output.where(task.name)), True, None)
+            return SlideDone(task.path, Path(task.name), True, None, where=output.where(task.name))
     with output.scratch() as scratch:
         options = RunOptions(scratch, task.um_per_px, job.patches, job.overwrite)
         outcome = attempt(task.path, classifier, settings, options, teller.progress, teller.at)
         if isinstance(outcome, SlideDone) and not outcome.skipped:
-            return dataclasses.replace(outcome, folder=Path(output.publish(outcome.folder)))
+            where = output.publish(outcome.folder)
+            return outcome if output.folder else dataclasses.replace(outcome, where=where)
         return outcome
 
 

@@ -33,7 +33,7 @@ def print_line(line: str) -> None:
 
 def print_done(done: SlideDone) -> None:
     """One line on standard output for a scan that has a result; its warnings go to the log."""
-    report = f"{done.folder}/report.html"
+    report = f"{done.where or done.folder}/report.html"
     d = done.differential
     if d is None:
         print_line(f"{done.path}: already current -> {report}")
