@@ -236,8 +236,10 @@ def sweep(out: Path, slide_ids: Collection[str] | None = None) -> int:
         number += 1
         if old and not (out / slide).exists():
             entry.rename(out / slide)
-        else:
+        elif entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
     return number
 
 

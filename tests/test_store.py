@@ -19,7 +19,7 @@ from slidescreen.pipeline import screen_slide
 from slidescreen.records import SlideResult
 from slidescreen.slide import open_slide
 from slidescreen.store import COLUMNS, ResultFolder, slide_id, summary, write_predictions
-from slidescreen.stored import clean_up, is_current
+from slidescreen.stored import clean_up, is_current, sweep
 from slidescreen.taxonomy import CODES
 
 
@@ -172,6 +172,22 @@ def test_what_a_killed_run_left_is_cleaned_up(tmp_path: Path) -> None:
         folder.mkdir()
     clean_up(tmp_path, "a-1-x")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([alive.name, elsewhere.name, other.name, "a-1-x"])
+
+
+def test_who_holds_the_lock_sweeps_up_after_everybody(tmp_path: Path) -> None:
+    for name in (
+        ".a-1.partial-another.host-1",
+        f".b-1.partial-{socket.gethostname()}-{os.getpid()}",
+        ".c-1.old",
+        ".d-1.old",
+        "d-1",
+    ):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".run.json.partial-another.host-1").touch()
+    (tmp_path / ".kept").touch()
+    assert sweep(tmp_path, {"a-1"}) == 1
+    assert sweep(tmp_path) == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".kept", "c-1", "d-1"]
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class FolderOutput:
         self.folder: Path = Path(place)
 
     def prepare(self) -> None:
-        probe = self.folder / f".write-test-{socket.gethostname()}-{os.getpid()}"
+        probe = self.folder / f".write-test.partial-{socket.gethostname()}-{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             probe.touch()
@@ -147,7 +147,7 @@ class FolderOutput:
 
     def age_s(self, name: str) -> float:
         then = (self.folder / name).stat().st_mtime
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".clock-") as probe:
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".clock.partial-") as probe:
             return os.fstat(probe.fileno()).st_mtime - then
 
     def remove(self, name: str) -> None:
@@ -162,7 +162,7 @@ class FolderOutput:
         return sorted(p.parent.name for p in found if not p.parent.name.startswith(".") and (p.parent / REPORT).is_file())
 
     def sweep(self, names: Collection[str] | None) -> int:
-        return sweep(self.folder, names)
+        return sweep(self.folder, names) + (sweep(self.folder / "logs") if names is None else 0)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

@@ -51,7 +51,8 @@ def run_night(job: Job, wishes: Wishes, *, dry_run: bool, verbose: bool, plain: 
         raise UsageError(f"--engine {wishes.engine}: unknown; use local or ray")
     output = open_output(job.out)
     inputs = with_defaults(read_inputs(wishes.scans, output.folder), wishes.um_per_px)
-    devices = choose_devices(job.settings.classify.device)
+    wanted = job.settings.classify.device  # for Ray, of the nodes: this machine need not have it
+    devices = choose_devices(wanted) if wishes.engine == "local" else [wanted]
     if dry_run:
         output.check()
         for line in describe(make_plan(inputs, job, output, wishes.resume, shard), True):
@@ -61,8 +62,10 @@ def run_night(job: Job, wishes: Wishes, *, dry_run: bool, verbose: bool, plain: 
     with RunLock(output, shard) as lock:
         for stale in lock.stale:
             log.warning("%s: the lock of a run that ended without a word was taken over (%s)", job.out, stale)
+        left = output.sweep(None) if shard is None else 0
         plan = make_plan(inputs, job, output, wishes.resume, shard)
-        if left := output.sweep(None if shard is None else {t.name for t in plan.tasks}):
+        left += output.sweep({t.name for t in plan.tasks}) if shard is not None else 0
+        if left:
             log.info("%d half result(s) of a killed run cleaned up", left)
         with _log_beside(output, shard):
             return _run(plan, job, wishes, output, lock, devices, verbose=verbose, plain=plain)
@@ -74,8 +77,9 @@ def _run(
     for line in describe(plan, False):
         log.info("%s", line)
     shard = Shard.parse(wishes.shard) if wishes.shard else None
-    slots = _slots(job, devices, len(plan.tasks))
-    job = dataclasses.replace(job, threads=max(1, _cores() // len(slots)))
+    slots = _slots(job, devices, len(plan.tasks)) if wishes.engine == "local" else devices
+    cores = _cores() // len(slots) if wishes.engine == "local" else int(job.settings.batch.cpus_per_slide)
+    job = dataclasses.replace(job, threads=max(1, cores))
     around = Surroundings(wishes.engine, tuple(slots), shard)
     metrics = Metrics(wishes.metrics, plan) if wishes.metrics else None
     report: Report | None = None
