@@ -96,12 +96,12 @@ class View:
 
     def __enter__(self) -> View:
         if self._bars:
-            self._bars.progress.start()
+            self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bars:
-            self._bars.progress.stop()
+            self._bars.stop()
 
     def show(self, event: Event) -> None:
         """Print what happened."""
@@ -160,9 +160,24 @@ class _Bars:
             TextColumn("{task.fields[said]}"),
             TimeElapsedColumn(),
         )
-        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        to_terminal = sys.stdout.isatty()  # lines for a file or a pipe must not go to the terminal
+        self.progress = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=to_terminal)
         self._all = self.progress.add_task("slides", total=total, said="")
         self._slides: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Show the bars; log lines go above them."""
+        before = sys.stderr
+        self.progress.start()
+        self._handlers = [h for h in log.handlers if isinstance(h, logging.StreamHandler) and h.stream is before]
+        for handler in self._handlers:
+            handler.setStream(sys.stderr)
+
+    def stop(self) -> None:
+        """Give the terminal back."""
+        self.progress.stop()
+        for handler in self._handlers:
+            handler.setStream(sys.stderr)
 
     def add(self, name: str) -> None:
         self._slides[name] = self.progress.add_task(f"  {name}".replace("[", "\\["), total=None, said="open")
