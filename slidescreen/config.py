@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import tomllib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from slidescreen.errors import UsageError
 from slidescreen.model import find_model
 from slidescreen.monolayer import MonolayerSettings
 from slidescreen.scale import ScaleSettings
+from slidescreen.settings_file import from_table, known, read_toml
 
 ORDERED: Final = (
     ("stain_floor", "stain_ceiling"),
@@ -26,7 +25,6 @@ ORDERED: Final = (
     ("min_nucleus_um2", "max_nucleus_um2"),
 )
 """Settings of the finder of which the first must not lie above the second."""
-MAX_SETTING: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,56 +85,15 @@ def load_settings(path: Path) -> Settings:
 
     Raises UsageError naming the key that is unknown or of the wrong kind.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"{path}: settings cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not valid TOML ({error})") from error
+    content = read_toml(path)
     stages = {f.name: f.default_factory for f in dataclasses.fields(Settings)}
     parts: dict[str, Any] = {}
     for name, table in content.items():
-        _known(path, name, stages)
+        known(path, name, stages)
         if not isinstance(table, dict):
             raise UsageError(f"{path}: {name} must be a table, [{name}]")
-        parts[name] = _stage(path, name, typing.cast(Any, stages[name]), table)
+        parts[name] = from_table(path, name, typing.cast(Any, stages[name]), table)
     try:
         return Settings(**parts)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-
-
-def _stage(path: Path, name: str, kind: Any, table: dict[str, Any]) -> Any:
-    hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        _known(path, key, hints, f"{name}.")
-        values[key] = _checked(f"{path}: {name}.{key}", hints[key], value)
-    return kind(**values)
-
-
-def _checked(what: str, hint: Any, value: Any) -> Any:
-    if typing.get_origin(hint) is typing.Literal:
-        if value not in typing.get_args(hint):
-            raise UsageError(f"{what} = {value!r}: must be one of {', '.join(map(str, typing.get_args(hint)))}")
-        return value
-    if typing.get_origin(hint) is tuple:
-        raise UsageError(f'{what}: cannot be set in a file; name the area by aoi = "FILE.geojson" or "x,y,w,h"')
-    if hint is bool or hint is str:
-        if not isinstance(value, hint):
-            raise UsageError(f"{what} = {value!r}: must be {'true or false' if hint is bool else 'text'}")
-        return value
-    number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
-    if not number or (hint is int and not isinstance(value, int)):
-        raise UsageError(f"{what} = {value!r}: must be a {'whole ' if hint is int else ''}number")
-    if abs(value) > MAX_SETTING:
-        raise UsageError(f"{what} = {value:.3g}: must lie below {MAX_SETTING}")
-    return hint(value)
-
-
-def _known(path: Path, name: str, names: typing.Iterable[str], prefix: str = "") -> None:
-    names = list(names)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(names)}"
-        raise UsageError(f"{path}: unknown setting {prefix}{name}; {hint}")

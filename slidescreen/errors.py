@@ -5,6 +5,7 @@ SlidescreenError
 ├── ModelError      a model folder that cannot be trusted or used
 ├── OutputError     results cannot be written
 ├── ResultError     a stored result cannot be read
+├── TrainingError   a training that cannot go on
 └── SlideError      this slide cannot be screened; others go on (exit code 1)
     ├── OpenError   no reader opens the file
     ├── ScaleError  um/px missing, contradictory or outside the plausible range
@@ -33,6 +34,10 @@ class OutputError(SlidescreenError):
 
 class ResultError(SlidescreenError):
     """A stored result is incomplete, or of another version."""
+
+
+class TrainingError(SlidescreenError):
+    """A training that cannot go on; what it reached is kept."""
 
 
 class SlideError(SlidescreenError):

@@ -1,4 +1,4 @@
-"""Networks, model cards, weights that are checked before use, and the preprocessing that training and screening share.
+"""Model cards, weights that are checked before use, and the preprocessing that training and screening share.
 
 A model is a folder with `card.json` and `weights.safetensors`. Pickled weights are never loaded.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -16,12 +18,12 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
-from torchvision.models import resnext50_32x4d
 
-from slidescreen.errors import ModelError
+from slidescreen.errors import ModelError, OutputError
+from slidescreen.networks import NETWORKS, build_network, load_weights
 from slidescreen.records import PATCH_UM, ModelInfo
 from slidescreen.taxonomy import CODES
 
@@ -29,16 +31,15 @@ DEFAULT_MODEL: Final = "resnext50-seed"
 CARD: Final = "card.json"
 WEIGHTS: Final = "weights.safetensors"
 PICKLE_SUFFIXES: Final = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"})
-ARCHITECTURE: Final = "torchvision.models.resnext50_32x4d"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     """What a model is and how it wants its input.
 
-    `classes`: the 15 codes in the order of the outputs. `patch_um`: side of the square it sees. `input_px`: side of the
-    network's input. `mean`, `std`: per RGB channel, of px / 255. `sha256` of the weights file. `measured`: results on images
-    that the model had not seen, by name.
+    `architecture`: a name of `networks.NETWORKS`. `classes`: the 15 codes in the order of the outputs. `patch_um`: side of the
+    square it sees. `input_px`: side of the network's input. `mean`, `std`: per RGB channel, of px / 255. `sha256` of the
+    weights file. `measured`: results on images that the model had not seen, by name.
     """
 
     name: str
@@ -101,8 +102,8 @@ def _card(name: str, data: Mapping[str, Any]) -> ModelCard:
         missing = " ".join(sorted(set(CODES) - set(classes)))
         extra = " ".join(sorted(set(classes) - set(CODES)))
         raise ValueError(f"classes must be the 15 codes, each once (missing: {missing or 'none'}, unknown: {extra or 'none'})")
-    if data["architecture"] != ARCHITECTURE:
-        raise ValueError(f"architecture {data['architecture']!r} is not known (known: {ARCHITECTURE})")
+    if data["architecture"] not in NETWORKS:
+        raise ValueError(f"architecture {data['architecture']!r} is not known (known: {', '.join(NETWORKS)})")
     if float(data["patch_um"]) != PATCH_UM:
         raise ValueError(f"patch_um {data['patch_um']} must be {PATCH_UM}")
     input_px = int(data["input_px"])
@@ -110,7 +111,7 @@ def _card(name: str, data: Mapping[str, Any]) -> ModelCard:
         raise ValueError(f"input_px {input_px} must lie in 32-1024")
     return ModelCard(
         name=str(data.get("name", name)),
-        architecture=ARCHITECTURE,
+        architecture=data["architecture"],
         classes=classes,
         patch_um=PATCH_UM,
         input_px=input_px,
@@ -153,20 +154,33 @@ def check_weights(folder: Path, sha256: str) -> Path:
 def load_network(folder: Path, card: ModelCard) -> nn.Module:
     """The network with its weights, float32, in evaluation mode, on the CPU. Raises ModelError when they do not fit."""
     path = check_weights(folder, card.sha256)
-    network: nn.Module = resnext50_32x4d(weights=None, num_classes=len(card.classes))
-    try:
-        state = {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
-        expected = network.state_dict()
-        for key, value in expected.items():
-            if key not in state and not key.endswith("num_batches_tracked"):
-                raise ModelError(f"{path}: layer {key} is missing; the weights are not of {card.architecture}")
-            if key in state and state[key].shape != value.shape:
-                raise ModelError(f"{path}: layer {key} has shape {tuple(state[key].shape)} in place of {tuple(value.shape)}")
-        network.load_state_dict(expected | state)
-    except (SafetensorError, RuntimeError) as error:
-        raise ModelError(f"{path}: is not a safetensors file of {card.architecture} ({error})") from error
+    network = build_network(card.architecture, len(card.classes))
+    load_weights(network, path, card.architecture)
     network.eval()
     return network
+
+
+def write_model(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> None:
+    """A new model folder, whole or not at all: weights, and `card` with their sha256.
+
+    `card` holds every other field of `card.json`. Raises OutputError where the folder is there already or cannot be written.
+    """
+    if folder.exists():
+        raise OutputError(f"{folder}: is there already; choose another folder with -o, or remove it")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, partial / WEIGHTS)
+        with (partial / WEIGHTS).open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        (partial / WEIGHTS).chmod(0o644)
+        (partial / CARD).write_text(json.dumps({**card, "sha256": sha256}, indent=1) + "\n", encoding="utf-8")
+        load_card(partial)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{folder}: cannot be written ({error}); choose another folder with -o") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def prepare(patches: torch.Tensor, card: ModelCard) -> torch.Tensor:

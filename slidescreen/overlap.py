@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -11,6 +12,11 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T")
 POLL_S: Final = 0.1
 _END: Final = object()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on (its affinity), at least one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Ahead(Iterator[T], Generic[T]):

@@ -1,8 +1,12 @@
-"""The 15 leukocyte classes of Matek et al. 2019: codes, order, names, colours, and the sets the two questions are asked of."""
+"""The leukocyte classes of Matek et al. 2019: codes, order, names, colours, the tree, and the sets the questions are asked of.
+
+Cells are annotated with 18 classes, the leaves of the tree (Fig. 2b there). Networks know 15: leaves with too few images are
+merged into the class above them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,10 +45,98 @@ CLASSES: Final[tuple[CellClass, ...]] = (
 CODES: Final[tuple[str, ...]] = tuple(c.code for c in CLASSES)
 BY_CODE: Final[dict[str, CellClass]] = {c.code: c for c in CLASSES}
 
-BLAST: Final = frozenset({"MYO", "MOB"})
+NOT_A_LEUKOCYTE: Final = "-"
+"""Label of images that show none of the classes: platelets, clumps, artefacts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taxon:
+    """A node of the tree. `code` is empty where a node only groups others; a leaf has no children."""
+
+    name: str
+    code: str = ""
+    children: tuple[Taxon, ...] = ()
+
+    def __iter__(self) -> Iterator[Taxon]:
+        """The node and all below it, parents first."""
+        yield self
+        for child in self.children:
+            yield from child
+
+
+def _class(code: str, *children: Taxon) -> Taxon:
+    return Taxon(BY_CODE[code].name, code, children)
+
+
+BLASTS: Final = Taxon(
+    "Blast",
+    children=(
+        _class("MYO", Taxon("Myeloblast without Auer rods", "MYO-N"), Taxon("Myeloblast with Auer rods", "MYO-A")),
+        _class("MOB"),
+    ),
+)
+NOT_PHYSIOLOGICAL: Final = Taxon(
+    "Not present in healthy blood",
+    children=(
+        BLASTS,
+        Taxon(
+            "Immature granulocyte",
+            children=(
+                _class(
+                    "PMO",
+                    Taxon("Promyelocyte without Auer rods", "PMO-N"),
+                    Taxon("Promyelocyte with Auer rods", "PMO-A"),
+                    Taxon("Faggot cell", "PMO-F"),
+                ),
+                *(_class(code) for code in ("PMB", "MYB", "MMZ")),
+            ),
+        ),
+        _class("EBO"),
+        _class("LYA"),
+    ),
+)
+PHYSIOLOGICAL: Final = Taxon(
+    "Present in healthy blood",
+    children=(
+        Taxon(
+            "Granulocyte", children=(Taxon("Neutrophil", children=(_class("NGS"), _class("NGB"))), _class("EOS"), _class("BAS"))
+        ),
+        _class("MON"),
+        _class("LYT"),
+    ),
+)
+TREE: Final = Taxon("Cell", children=(PHYSIOLOGICAL, NOT_PHYSIOLOGICAL, _class("KSC")))
+"""The branches and the 18 leaves are those of Matek et al. 2019, Fig. 2b; the grouping in between, and the codes of the five
+leaves that are no classes of their own (MYO-N to PMO-F), are ours."""
+
+LEAVES: Final[tuple[str, ...]] = tuple(t.code for t in TREE if not t.children)
+"""The 18 codes that cells may be annotated with."""
+CLASS_OF: Final[Mapping[str, str]] = {
+    below.code: taxon.code for taxon in TREE if taxon.code in BY_CODE for below in taxon if below.code
+}
+"""Any code of the tree -> the one of the 15 that it belongs to."""
+
+RARE: Final = 10
+"""Classes with fewer images were merged (Matek et al. 2019, Methods)."""
+
+
+def merge_rare(images: Mapping[str, int], fewest: int = RARE) -> dict[str, str]:
+    """Each leaf -> the class it is trained as, given the number of images of each leaf.
+
+    The rule: where a leaf has fewer than `fewest` images, it and its neighbours become the class above them, if that has a
+    code; else the leaf stays, however rare.
+    """
+    merged = {code: code for code in LEAVES}
+    for taxon in TREE:
+        if taxon.code and any(images.get(child.code, 0) < fewest for child in taxon.children):
+            merged |= {below.code: taxon.code for below in taxon.children}
+    return merged
+
+
+BLAST: Final = frozenset(t.code for t in BLASTS if t.code in BY_CODE)
 """P_blast is the sum over these (Matek et al. 2019)."""
 
-ATYPICAL: Final = frozenset({"MYO", "MOB", "MYB", "MMZ", "PMO", "PMB", "EBO", "LYA"})
+ATYPICAL: Final = frozenset(t.code for t in NOT_PHYSIOLOGICAL if t.code in BY_CODE)
 """P_atypical is the sum over these: cells not normally present in peripheral blood (Matek et al. 2019)."""
 
 SMUDGE: Final = "KSC"

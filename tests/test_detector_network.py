@@ -100,17 +100,17 @@ def test_training_is_repeatable_and_resumes_as_if_uninterrupted(
     sources = {"painted": [sample]}
     whole = training.train(sources, _settings(), tmp_path / "whole").state_dict()
     monkeypatch.setattr(training, "SAVE_EVERY", 2)
-    calls, follow = iter(range(9)), training._follow
+    calls, follow = iter(range(9)), training.follow
 
     def stopped(*arguments: object) -> None:
         if next(calls) == 3:
             raise KeyboardInterrupt
         follow(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "_follow", stopped)
+    monkeypatch.setattr(training, "follow", stopped)
     with pytest.raises(KeyboardInterrupt):
         training.train(sources, _settings(), tmp_path / "parts")
-    monkeypatch.setattr(training, "_follow", follow)
+    monkeypatch.setattr(training, "follow", follow)
     parts = training.train(sources, _settings(), tmp_path / "parts").state_dict()
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
     with pytest.raises(ModelError, match="other settings"):

@@ -231,6 +231,8 @@ def test_a_folder_that_has_gone_is_noticed(tmp_path: Path) -> None:
             lock.require()
         with pytest.raises(OutputError, match="has gone"), output.scratch():
             pass
+        with pytest.raises(FileNotFoundError):
+            output.write("run.json", b"{}")
         (tmp_path / "away").rename(out)
 
 

@@ -133,7 +133,8 @@ class FolderOutput:
 
     def write(self, name: str, content: bytes) -> None:
         path = self.folder / name
-        path.parent.mkdir(exist_ok=True)
+        if path.parent != self.folder:  # which, if it has gone, is not made anew
+            path.parent.mkdir(exist_ok=True)
         partial = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
         try:
             partial.write_bytes(content)

@@ -11,11 +11,17 @@ import sys
 import traceback
 from typing import Final, NoReturn
 
-from slidescreen.cli import look, pages, screen, train
+from slidescreen.cli import (  # noqa: F401  # each adds its commands
+    data,
+    evaluate,
+    look,
+    models,
+    pages,
+    screen,
+    train,
+)
 from slidescreen.cli.app import app, log, stopped
 from slidescreen.errors import ModelError, SlidescreenError, UsageError
-
-__all__ = ["look", "main", "pages", "screen", "train"]
 
 TYPER_INTERRUPTED: Final = 130
 """What typer makes of Ctrl-C."""

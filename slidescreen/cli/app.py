@@ -23,6 +23,9 @@ app = typer.Typer(
 train_app = typer.Typer(help="Train the models that come with slidescreen.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
+model_app = typer.Typer(help="Import and export models.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+
 stopped: Final = threading.Event()
 """Set by SIGINT and SIGTERM. An exception raised by a signal can be lost where Python ignores errors (in a destructor); the
 event is looked at after every cell."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from slidescreen.cli.app import train_app
-from slidescreen.cli.options import VerboseOption, start_log
+from slidescreen.cli.options import DeviceOption, VerboseOption, start_log
+from slidescreen.cli.training_bar import TrainingBar
+
+if TYPE_CHECKING:
+    from slidescreen.training.classifier.run import FoldDone
+
+SplitKind = Literal["stratified", "patient"]
 
 
 @train_app.command("detector")
@@ -34,3 +40,52 @@ def train_detector(
     network, score = train_detector(fields, masks, cells, settings, work)
     write_detector(out, network, score, settings)
     typer.echo(f"Detector after {steps} steps, centre score {score:g} -> {out}")
+
+
+@train_app.command("classifier")
+def train_classifier(
+    data: Annotated[Path, typer.Option("--data", help="Labelled images; see slidescreen data check.")],
+    recipe: Annotated[str, typer.Option("--recipe", help="paper, fast or a TOML file.")] = "paper",
+    arch: Annotated[str, typer.Option("--arch", help="resnext50_32x4d, matek2019 or sequential; default: the recipe's.")] = "",
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.")] = Path("build/classifier"),
+    folds: Annotated[int, typer.Option("--folds", min=2)] = 5,
+    fold: Annotated[list[int] | None, typer.Option("--fold", help="Train this fold only; may be repeated.")] = None,
+    split: Annotated[
+        SplitKind, typer.Option("--split", help="stratified: image by image; patient: patients as a whole.")
+    ] = "stratified",
+    epochs: Annotated[int, typer.Option("--epochs", min=0, help="0: the recipe's.")] = 0,
+    per_class: Annotated[int, typer.Option("--per-class", min=0, help="Images of a class in an epoch; 0: the recipe's.")] = 0,
+    input_px: Annotated[int, typer.Option("--input-px", min=0, help="Side of the network's input; 0: the recipe's.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=0, help="0: the recipe's.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=-1, help="-1: the recipe's.")] = -1,
+    start: Annotated[Path | None, typer.Option("--start", help="ImageNet weights (safetensors) to start from.")] = None,
+    um_per_px: Annotated[float | None, typer.Option("--um-per-px", help="Of images in a folder per class.")] = None,
+    packed: Annotated[Path | None, typer.Option("--packed", help="Where packed images are kept; default: in the run.")] = None,
+    device: DeviceOption = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in this folder.")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Train the classifier fold by fold; every fold gives a model and its predictions of images it has not seen."""
+    start_log(verbose, False)
+    import dataclasses
+
+    from slidescreen.classify import choose_device
+    from slidescreen.training.classifier.images import list_images
+    from slidescreen.training.classifier.recipe import load_recipe
+    from slidescreen.training.classifier.run import RunSettings, starter, train_folds, usable_images
+
+    asked = {"architecture": arch, "epochs": epochs, "per_class": per_class, "input_px": input_px, "batch_size": batch_size}
+    changes: dict[str, Any] = {k: v for k, v in asked.items() if v} | ({"seed": seed} if seed >= 0 else {})
+    effective = dataclasses.replace(load_recipe(recipe), **changes)
+    images = usable_images(list_images(data, um_per_px))
+    only = tuple(dict.fromkeys(fold or ()))
+    settings = RunSettings(out, packed or out / "packed", choose_device(device), split, folds, only, resume)
+    with TrainingBar() as bar:
+        for done in train_folds(images, effective, settings, starter(effective, start), bar.tell):
+            bar.print_line(_said(done))
+    typer.echo(f"Now: slidescreen evaluate {out}")
+
+
+def _said(done: FoldDone) -> str:
+    measured = ", ".join(f"{k} {'undefined' if v is None else format(v, '.3f')}" for k, v in done.measured.items())
+    return f"fold {done.fold}: {done.images} images not seen in training: {measured} -> {done.folder}"

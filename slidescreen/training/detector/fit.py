@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -13,13 +12,11 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from slidescreen.detector_model import FINE, LeukocyteNet, split_maps
-from slidescreen.errors import ModelError
+from slidescreen.training.checkpoint import follow, load_checkpoint, save_checkpoint
 from slidescreen.training.detector.augment import SINGLES, Truth, make_scene
 from slidescreen.training.detector.data import (
     IGNORED,
@@ -136,15 +133,21 @@ def train(sources: Sources, settings: TrainSettings, folder: Path) -> LeukocyteN
     average.load_state_dict(network.state_dict())
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=0.05)
-    start = _resume(folder, settings, network, average, optimizer, schedule)
+    modules: dict[str, torch.nn.Module] = {"network": network, "average": average}
+    kept = load_checkpoint(folder / LAST, modules, optimizer, asdict(settings))
+    start = int(kept.get("step", 0))
+    if kept:
+        schedule.load_state_dict(kept["schedule"])
+        log.info("going on after step %d", start)
     told: dict[str, float] = {}
     for step, losses in _steps(network, optimizer, schedule, sources, settings, start):
-        _follow(average, network, min(settings.decay, step / (step + 20)))
+        follow(average, network, min(settings.decay, step / (step + 20)))
         told = {k: 0.95 * told.get(k, v) + 0.05 * v for k, v in losses.items()}
         if step % 50 == 0 or step == settings.steps:
             log.info("step %d of %d: %s", step, settings.steps, ", ".join(f"{k} {v:.3f}" for k, v in told.items()))
         if step % SAVE_EVERY == 0 or step == settings.steps:
-            _save(folder, settings, step, network, average, optimizer, schedule)
+            state = {"step": step, "schedule": schedule.state_dict()}
+            save_checkpoint(folder / LAST, state, asdict(settings), modules, optimizer)
     return average.eval()
 
 
@@ -175,67 +178,3 @@ def _steps(
 
 def _quiet(_: int) -> None:
     cv2.setNumThreads(0)
-
-
-def _follow(average: LeukocyteNet, network: LeukocyteNet, decay: float) -> None:
-    """Move the average towards the network, statistics of normalisation included."""
-    with torch.no_grad():
-        for mean, now in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(now, 1 - decay)
-            else:
-                mean.copy_(now)
-
-
-def _save(
-    folder: Path,
-    settings: TrainSettings,
-    step: int,
-    network: LeukocyteNet,
-    average: LeukocyteNet,
-    optimizer: torch.optim.Optimizer,
-    schedule: Any,
-) -> None:
-    """Written beside its place and renamed: a killed run leaves the last whole checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = optimizer.state_dict()
-    told = {"settings": asdict(settings), "step": step, "groups": kept["param_groups"], "schedule": schedule.state_dict()}
-    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
-    tensors |= {f"optimizer.{i}.{k}": v for i, values in kept["state"].items() for k, v in values.items()}
-    partial = folder / f".{LAST}.{os.getpid()}"
-    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"told": json.dumps(told)})
-    partial.replace(folder / LAST)
-
-
-def _resume(
-    folder: Path,
-    settings: TrainSettings,
-    network: LeukocyteNet,
-    average: LeukocyteNet,
-    optimizer: torch.optim.Optimizer,
-    schedule: Any,
-) -> int:
-    """The step of the checkpoint that was loaded, 0 without one. Raises ModelError when it is of other settings."""
-    path = folder / LAST
-    if not path.is_file():
-        return 0
-    with safe_open(path, "pt") as file:
-        told = json.loads(file.metadata()["told"])
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    if told["settings"] != asdict(settings):
-        raise ModelError(f"{path}: is a checkpoint of other settings; choose another folder, or remove it")
-    network.load_state_dict(_part(tensors, "network."))
-    average.load_state_dict(_part(tensors, "average."))
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in _part(tensors, "optimizer.").items():
-        index, key = name.split(".")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": told["groups"]})
-    schedule.load_state_dict(told["schedule"])
-    log.info("going on after step %d", told["step"])
-    return int(told["step"])
-
-
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

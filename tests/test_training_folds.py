@@ -1,0 +1,88 @@
+"""Who is tested where."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slidescreen.errors import UsageError
+from slidescreen.training.classifier.folds import split_images
+from slidescreen.training.classifier.images import LabelledImage, list_images
+
+
+def images(spec: list[tuple[str, str]]) -> list[LabelledImage]:
+    """(label, patient) -> images."""
+    return [LabelledImage(Path(f"{i}.png"), f"{i}.png", label, 0.1, "here", who) for i, (label, who) in enumerate(spec)]
+
+
+def test_stratified_folds_hold_a_fifth_of_each_class() -> None:
+    listed = images([("MYO", "")] * 50 + [("LYT", "")] * 103)
+    split = split_images(listed, "stratified", 5, 0)
+    for fold in range(1, 6):
+        counts = Counter(listed[i].label for i in split.test(fold))
+        assert counts["MYO"] == 10
+        assert counts["LYT"] in (20, 21)
+        assert set(split.test(fold)).isdisjoint(split.train(fold))
+    assert sorted(np.concatenate([split.test(k) for k in range(1, 6)])) == list(range(153))
+    assert split.notes == ()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["MYO", "LYT", "NGS"]), st.sampled_from("ABCDEFGH")), min_size=60, max_size=120))
+def test_no_patient_is_in_two_folds(spec: list[tuple[str, str]]) -> None:
+    if len({who for _, who in spec}) < 4 or len({label for label, _ in spec}) < 2:
+        return
+    split = split_images(images(spec), "patient", 4, 1)
+    folds: dict[str, set[int]] = {}
+    for (_, who), fold in zip(spec, split.fold.tolist(), strict=True):
+        folds.setdefault(who, set()).add(fold)
+    assert all(len(found) == 1 for found in folds.values())
+
+
+def test_the_split_says_where_it_is_not_even() -> None:
+    spec = [("MYO", f"P{i % 5}") for i in range(50)] + [("LYT", "P0")] * 40 + [("NGS", "")] * 10
+    split = split_images(images(spec), "patient", 5, 0)
+    assert any("10 images name no patient" in note for note in split.notes)
+    uneven = [note for note in split.notes if note.startswith("LYT is uneven")]
+    assert len(uneven) == 1
+    assert "40" in uneven[0]
+
+
+def test_the_same_seed_deals_alike() -> None:
+    listed = images([("MYO", ""), ("LYT", "")] * 20)
+    first, again, other = (split_images(listed, "stratified", 4, seed).fold for seed in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "folds", "message"),
+    [
+        ([("MYO", "A")] * 9, "stratified", 3, "all 9 images are of class MYO"),
+        ([("MYO", "A"), ("LYT", "B")] * 9, "patient", 3, "2 patients cannot be dealt out to 3 folds"),
+        ([("MYO", ""), ("LYT", "")] * 9, "patient", 2, "0 patients"),
+        ([("MYO", ""), ("LYT", "")], "stratified", 3, "use fewer folds"),
+        ([("MYO", ""), ("LYT", "")] * 2, "stratified", 3, "use fewer folds"),
+        ([("MYO", ""), ("LYT", "")], "stratified", 1, "at least 2"),
+    ],
+)
+def test_what_cannot_be_split(spec: list[tuple[str, str]], kind: str, folds: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        split_images(images(spec), kind, folds, 0)  # type: ignore[arg-type]
+
+
+def test_real_patients_stay_together(real_images: Path) -> None:
+    listed = [i for i in list_images(real_images / "cells") if i.label != "-"]
+    split = split_images(listed, "patient", 5, 0)
+    folds: dict[str, set[int]] = {}
+    for image, fold in zip(listed, split.fold.tolist(), strict=True):
+        if image.patient:
+            folds.setdefault(image.patient, set()).add(fold)
+    assert len(folds) == 73
+    assert all(len(found) == 1 for found in folds.values())
+    for fold in range(1, 6):
+        blasts = sum(listed[i].label == "MYO" and listed[i].source == "deepapl" for i in split.test(fold))
+        assert 200 < blasts < 500
