@@ -291,18 +291,24 @@ def trial_readonly(scans: Path, work: Path, reference: dict[str, dict[str, str]]
         return f"exit {done.returncode}, results the same: {same}"
 
 
-def trial_many(scans: Path, work: Path, number: int) -> str:
+def trial_many(scans: Path, work: Path, number: int, until: float) -> str:
     many, out = work / "tiny", work / "many"
     many.mkdir()
     source = min((p for p in scans.iterdir() if p.suffix == ".tif"), key=lambda p: p.stat().st_size)
     tiny(source, many, number)
-    process = subprocess.Popen(arguments(many, out, "--workers", "1"), stdout=-3, stderr=-3, start_new_session=True)
+    process = subprocess.Popen(
+        arguments(many, out, "--workers", "1", "--no-patches"), stdout=-3, stderr=-3, start_new_session=True
+    )
     samples: list[tuple[int, dict[str, tuple[int, int]]]] = []
     step = max(1, number // 40)
     while process.poll() is None:
         done = len(list((out / "logs").glob("*.json"))) if (out / "logs").is_dir() else 0
         if done >= (samples[-1][0] + step if samples else step):
             samples.append((done, {name: usage(pid) for pid, name in members(process.pid)}))
+            print(f"{done} of {number}: {samples[-1][1]}", file=sys.stderr, flush=True)
+        if time.monotonic() > until:
+            process.terminate()
+            process.wait()
         time.sleep(0.5)
     account = json.loads((out / "run.json").read_text())
     points = [samples[0], samples[len(samples) // 2], samples[-1]] if samples else []
@@ -359,7 +365,7 @@ def main() -> None:
     parser.add_argument("--trials", nargs="+", choices=trials, default=trials)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--many", type=int, default=2000)
-    parser.add_argument("--minutes", type=float, default=240, help="end the kills early")
+    parser.add_argument("--minutes", type=float, default=240, help="longest time for each of kill and many")
     wishes = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         work = Path(folder)
@@ -376,7 +382,7 @@ def main() -> None:
             if trial == "kill":
                 told = call(wishes.scans, work, reference, wishes.kills, seconds, time.monotonic() + 60 * wishes.minutes)
             elif trial == "many":
-                told = call(wishes.scans, work, wishes.many)
+                told = call(wishes.scans, work, wishes.many, time.monotonic() + 60 * wishes.minutes)
             else:
                 told = call(wishes.scans, work, reference)
             print(f"| {trial} | {told} |", flush=True)

@@ -27,6 +27,7 @@ def render(cohort: Cohort, outliers: Mapping[str, Sequence[Outlier]], agreements
         "rows": [_row(row, outliers.get(row.id, ())) for row in rows],
         "worst": rows[0] if rows and rows[0].blast.ci95 else None,
         "worst_text": _percent(rows[0].blast) if rows else "",
+        "worst_limits": _limits(rows[0].blast) if rows else "",
         "above": sum(1 for r in rows if r.blast.ci95 and r.blast.ci95[0] >= POSITIVE),
         "positive": POSITIVE,
         "uncounted": [r for r in rows if not r.leukocytes],
