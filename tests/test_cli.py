@@ -107,6 +107,16 @@ def test_bad_scans_fail_by_name_and_the_good_one_is_saved(scan: Path, tmp_path: 
     (folder,) = result_folders(tmp_path / "out")
     assert (folder / "report.html").is_file()
     assert not (folder / "patches.zarr").exists()
+    with (tmp_path / "out" / "failures.csv").open(newline="") as file:
+        rows = {Path(row["path"]).stem: row for row in csv.DictReader(file)}
+    assert rows.keys() == files.keys()
+    assert (rows["photo"]["stage"], rows["photo"]["error_class"]) == ("scale", "ScaleError")
+    assert (rows["missing"]["stage"], rows["missing"]["next_step"]) == ("plan", "check the path")
+    (log,) = (tmp_path / "out" / "logs").glob("zeros-*.log")
+    assert "Traceback" in log.read_text()
+    events = [json.loads(line) for line in (tmp_path / "out" / "run.jsonl").read_text().splitlines()]
+    assert any("not a scan" in event["message"] for event in events)
+    assert "zeros.tif" in (tmp_path / "out" / "cohort.html").read_text()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
