@@ -83,6 +83,11 @@ def slide_settings(settings: Settings, aoi: str) -> Settings:
     return dataclasses.replace(settings, monolayer=with_aoi(settings.monolayer, aoi)) if aoi else settings
 
 
+def check_model(folder: Path) -> None:
+    """Raise ModelError when the model cannot be used; every worker would fail with it."""
+    check_weights(folder, load_card(folder).sha256)
+
+
 def make_plan(
     inputs: Sequence[Input],
     job: Job,
@@ -90,13 +95,11 @@ def make_plan(
     resume: Resume = Resume(),
     shard: Shard | None = None,
 ) -> Plan:
-    """Check the model and every input, and decide what is to be done. Reads files, opens none as a scan, writes nothing.
+    """Check every input, and decide what is to be done. Reads files, opens none as a scan, writes nothing.
 
-    Raises ModelError for a model that cannot be used, UsageError for an area that cannot.
+    Raises ModelError for a model without a sound card, UsageError for an area that cannot be used.
     """
-    card = load_card(job.model)
-    check_weights(job.model, card.sha256)
-    request = _requests(job.settings, card.sha256)
+    request = _requests(job.settings, load_card(job.model).sha256)
     with ThreadPoolExecutor(READERS) as pool:
         prints = list(pool.map(_fingerprint, [each.path for each in inputs]))
     seen = _Seen()
