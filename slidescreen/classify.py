@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -21,13 +22,15 @@ log = logging.getLogger(__name__)
 CPU_BATCH: Final = 16
 CUDA_BATCH: Final = 256
 HELD_PER_BATCH: Final = 4
+DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+(,\d+)*)?")
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifySettings:
-    """`device`: auto takes CUDA where there is one. `batch_size` in patches; 0 chooses 16 on a CPU, 256 on CUDA."""
+    """`device`: auto (CUDA where there is one), cpu, cuda, or cuda:1; several, "cuda:0,1", are shared out between the workers
+    of a batch. `batch_size` in patches; 0 chooses 16 on a CPU, 256 on CUDA."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
     batch_size: int = 0
 
 
@@ -88,14 +91,29 @@ class TorchClassifier:
 
 
 def choose_device(wanted: str) -> str:
-    """The torch device for auto, cpu or cuda. Raises UsageError when CUDA is asked for and there is none."""
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {wanted}: unknown; use auto, cpu or cuda")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no CUDA device is usable here; use --device auto, or check the driver with nvidia-smi")
+    """The torch device for auto, cpu, cuda or cuda:1; of several the first. Raises UsageError when there is none such."""
+    return choose_devices(wanted)[0]
+
+
+def choose_devices(wanted: str) -> list[str]:
+    """The torch devices for auto, cpu, cuda or "cuda:0,1". Raises UsageError when there is none such."""
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
+        return ["cuda" if torch.cuda.is_available() else "cpu"]
+    if wanted == "cpu":
+        return ["cpu"]
+    if not DEVICE.fullmatch(wanted):
+        raise UsageError(f"--device {wanted}: unknown; use auto, cpu, cuda or cuda:0,1")
+    if not torch.cuda.is_available():
+        raise UsageError(
+            f"--device {wanted}: no CUDA device is usable here; use --device auto, or check the driver with nvidia-smi"
+        )
+    numbers = [int(n) for n in wanted[5:].split(",") if n]
+    missing = [n for n in numbers if n >= torch.cuda.device_count()]
+    if missing or len(set(numbers)) < len(numbers):
+        raise UsageError(
+            f"--device {wanted}: there are {torch.cuda.device_count()} CUDA devices, counted from 0; name each once"
+        )
+    return [f"cuda:{n}" for n in numbers] or ["cuda"]
 
 
 def classify(patches: Iterable[Patch], classifier: Classifier) -> Iterator[Prediction]:

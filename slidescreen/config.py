@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from slidescreen.classify import ClassifySettings
+from slidescreen.classify import DEVICE, ClassifySettings
 from slidescreen.detect import DetectSettings
 from slidescreen.detector_model import DEFAULT_DETECTOR, load_detector_card
 from slidescreen.differential import DifferentialSettings
@@ -29,6 +30,19 @@ ORDERED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """How many slides are screened side by side; results do not depend on it. `workers`: processes on this machine, 0 chooses
+    one per GPU or one per 4 cores. `timeout_per_slide_s`: 0 for none. `cpus_per_slide`, `gpus_per_slide`: what a Ray task asks
+    of its node. `node_losses`: how often a slide is tried again when its node is lost."""
+
+    workers: int = 0
+    timeout_per_slide_s: float = 0.0
+    cpus_per_slide: float = 2.0
+    gpus_per_slide: float = 0.0
+    node_losses: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be set, one table of the TOML file per stage."""
 
@@ -39,6 +53,7 @@ class Settings:
     classify: ClassifySettings = field(default_factory=ClassifySettings)
     differential: DifferentialSettings = field(default_factory=DifferentialSettings)
     explain: ExplainSettings = field(default_factory=ExplainSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
 
     def __post_init__(self) -> None:
         shares = [*dataclasses.asdict(self.differential).items(), ("max_unreadable", self.monolayer.max_unreadable)]
@@ -53,15 +68,22 @@ class Settings:
                 raise UsageError(f"setting detect.{low} lies above detect.{high}")
         if not 0 <= self.explain.top <= MOST_CELLS:
             raise UsageError(f"setting explain.top = {self.explain.top}: must lie in 0-{MOST_CELLS}")
+        for name, value in dataclasses.asdict(self.batch).items():
+            if value < 0:
+                raise UsageError(f"setting batch.{name} = {value:g}: must not be negative")
+        if not DEVICE.fullmatch(self.classify.device):
+            raise UsageError(f"device {self.classify.device!r}: must be auto, cpu, cuda or cuda:0,1")
         if self.classify.batch_size < 0:
             raise UsageError(f"batch size {self.classify.batch_size}: must be positive, or 0 to choose")
 
     def result_settings(self) -> dict[str, Any]:
-        """The settings on which results depend, as plain values: without device and batch size, with the detector's weights."""
-        values = {k: v for k, v in dataclasses.asdict(self).items() if k != "classify"}
+        """The settings on which results depend, as plain values: without device, batch size and workers, with the
+        detector's weights."""
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("classify", "batch")}
         if self.detect.method == "network":
             values["detector"] = {"sha256": load_detector_card(find_model(DEFAULT_DETECTOR)).sha256}
-        return values
+        plain: dict[str, Any] = json.loads(json.dumps(values))  # lists for tuples: as they come back from a stored result
+        return plain
 
 
 def load_settings(path: Path) -> Settings:

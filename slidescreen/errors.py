@@ -4,6 +4,7 @@ SlidescreenError
 ├── UsageError      wrong options, settings or inputs: nothing was started (exit code 2)
 ├── ModelError      a model folder that cannot be trusted or used
 ├── OutputError     results cannot be written
+├── ResultError     a stored result cannot be read
 ├── TrainingError   a training that cannot go on
 └── SlideError      this slide cannot be screened; others go on (exit code 1)
     ├── OpenError   no reader opens the file
@@ -29,6 +30,10 @@ class ModelError(SlidescreenError):
 
 class OutputError(SlidescreenError):
     """Results cannot be written where they were asked for."""
+
+
+class ResultError(SlidescreenError):
+    """A stored result is incomplete, or of another version."""
 
 
 class TrainingError(SlidescreenError):

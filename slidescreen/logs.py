@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 
 def _one_line(record: logging.LogRecord) -> str:
@@ -23,6 +24,25 @@ class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         return json.dumps({"time": when, "level": record.levelname.lower(), "message": _one_line(record)}, ensure_ascii=False)
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk must not stop the batch, nor fill the terminal; lines on standard error go on."""
+
+
+def log_file(path: Path) -> logging.Handler:
+    """Add the package's log lines to a file, as JSON, until `end_log_file`. Raises OSError when it cannot be opened."""
+    handler = _File(path, encoding="utf-8", errors="replace")
+    handler.setFormatter(_JsonLines())
+    logging.getLogger("slidescreen").addHandler(handler)
+    return handler
+
+
+def end_log_file(handler: logging.Handler) -> None:
+    """Stop what `log_file` began."""
+    logging.getLogger("slidescreen").removeHandler(handler)
+    handler.close()
 
 
 def start_log(*, verbose: bool, as_json: bool) -> None:

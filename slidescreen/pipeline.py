@@ -24,6 +24,7 @@ from slidescreen.model import find_model
 from slidescreen.monolayer import Tiling, check_areas, cut_tiles, map_area
 from slidescreen.overlap import Ahead, Clock
 from slidescreen.patches import cut_patches
+from slidescreen.quality import measure_quality
 from slidescreen.records import Area, AreaMap, Audit, Differential, Patch, ScaleCheck, ScreenedCell, SlideInfo, SlideResult
 from slidescreen.slide import Grid, Slide
 from slidescreen.taxonomy import BLAST
@@ -91,6 +92,7 @@ def screen_slide(
         warnings=(*slide.notes, *_scale_warnings(slide, info, check), *_warnings(areas, screened, differential)),
         scale_check=check,
         audit=audit,
+        quality=measure_quality(area.overview, screened),
     )
 
 

@@ -60,8 +60,8 @@ class ScaleCheck:
 
 @dataclass(frozen=True, slots=True)
 class SlideInfo:
-    """What identifies a scan. `fingerprint` depends on the content only, not on path or time.
-    `icc`: whether the file has a colour profile, and whether it was applied."""
+    """What identifies a scan. `fingerprint` depends on the content only, not on path or time. `wanted_scale`: what the user
+    said of the scale: um/px, "auto", or nothing. `icc`: whether the file has a colour profile, and whether it was applied."""
 
     path: str
     id: str
@@ -70,6 +70,7 @@ class SlideInfo:
     scale: Scale
     fingerprint: str
     reader: str
+    wanted_scale: float | Literal["auto"] | None = None
     icc: Literal["none", "ignored", "applied"] = "none"
 
 
@@ -270,6 +271,19 @@ class Audit:
     cells: int
 
 
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How a slide looks, to be compared with the others of its batch; None where nothing was screened.
+
+    `focus`: median sharpness of the typed cells (see `Cell`). `stain`: mean optical density of the screened area against its
+    brightest tenth. `tint`: log2 of its density in green over that in red; pink stains lie higher, blue ones lower.
+    """
+
+    focus: float | None = None
+    stain: float | None = None
+    tint: float | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideResult:
     """Everything that is stored and reported of one slide.
@@ -293,6 +307,7 @@ class SlideResult:
     warnings: tuple[str, ...] = field(default=())
     scale_check: ScaleCheck = field(default=ScaleCheck("not_measurable"))
     audit: Audit = field(default=Audit(0, 0, 0, 0))
+    quality: Quality = field(default=Quality())
 
     @property
     def cell_counts(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""SlideResult <-> folder. The only module that knows the file formats of results.
+"""SlideResult -> folder. With `stored`, which reads them back, the only module that knows the file formats of results.
 
 A result is written to a hidden sibling of its folder and renamed when complete. What a killed run leaves is recognised by its
 name and removed, or, where a finished result had been moved aside for a new one, put back, by the next run.
@@ -30,6 +30,10 @@ from slidescreen.errors import OutputError
 from slidescreen.records import PATCH_PX, Cell, Explanations, Fraction, Patch, ScaleCheck, ScreenedCell, SlideResult
 from slidescreen.taxonomy import BY_CODE, CODES
 
+SCHEMA: Final = 2
+"""Of the stored results. It goes up whenever a result made by an older version should be made anew: when files or fields
+change, or when the same scan, model and settings give other numbers."""
+
 SUMMARY: Final = "summary.json"
 CELLS_CSV: Final = "cells.csv"
 CELLS_PARQUET: Final = "cells.parquet"
@@ -38,6 +42,9 @@ PATCHES: Final = "patches.zarr"
 EXPLANATIONS: Final = "explanations.zarr"
 REPORT: Final = "report.html"
 OVERVIEW: Final = "overview.jpg"
+AREAS: Final = "areas.png"
+"""The overview's area classes, `Area` codes, with `SCREENED_BIT` set where cells were searched."""
+SCREENED_BIT: Final = 0x80
 
 SHARD: Final = 64
 """Patches per file of `patches.zarr`; each patch is a chunk of its own in it."""
@@ -109,6 +116,8 @@ class ResultFolder:
             quality = [cv2.IMWRITE_JPEG_QUALITY, 88]
             _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(result.overview.image, cv2.COLOR_RGB2BGR), quality)
             (self.path / OVERVIEW).write_bytes(jpeg.tobytes())
+            areas = result.overview.area | np.where(result.overview.screened, SCREENED_BIT, 0).astype(np.uint8)
+            (self.path / AREAS).write_bytes(cv2.imencode(".png", areas)[1].tobytes())
             if not patches:
                 shutil.rmtree(self.path / PATCHES)
         except OSError as error:
@@ -201,59 +210,6 @@ def write_explanations(path: Path, explanations: Explanations) -> None:
     array[:] = np.stack(list(explanations.maps.values()))
 
 
-def read_explanations(folder: Path) -> Explanations | None:
-    """The maps of a result folder; None where it has none."""
-    if not (folder / EXPLANATIONS).is_dir():
-        return None
-    array = zarr.open_array(folder / EXPLANATIONS, mode="r")
-    kept: Any = dict(array.attrs)
-    maps = {int(number) - 1: np.asarray(array[i], np.uint8) for i, number in enumerate(kept["cell_id"])}
-    return Explanations(str(kept["method"]), str(kept["target"]), maps)
-
-
-def clean_up(out: Path, slide_id: str) -> None:
-    """Undo what a killed run of this host left of this slide: remove half results, put a moved-aside result back."""
-    old = out / f".{slide_id}.old"
-    if old.is_dir():
-        if (out / slide_id).exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(out / slide_id)
-    prefix = f".{slide_id}.partial-{socket.gethostname()}-"
-    for entry in list(out.iterdir()) if out.is_dir() else []:
-        pid = entry.name.removeprefix(prefix)
-        if entry.name.startswith(prefix) and pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
-
-
-def is_current(
-    folder: Path, *, fingerprint: str, um_per_px: float, sha256: str, settings: Mapping[str, Any], version: str
-) -> bool:
-    """Whether the stored result was made of the same scan at the same scale, by the same model, settings and version."""
-    try:
-        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        same = {
-            "fingerprint": found["slide"]["fingerprint"] == fingerprint,
-            "scale": found["slide"]["um_per_px"] == um_per_px,
-            "model": found["model"]["sha256"] == sha256,
-            "settings": found["settings"] == json.loads(json.dumps(settings)),
-            "version": found["version"] == version,
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return all(same.values()) and (folder / REPORT).is_file()
-
-
 def summary(result: SlideResult) -> dict[str, Any]:
     """The content of `summary.json`. Fractions lie in [0, 1], percentages in [0, 100]; null where nothing divides."""
     s, d = result.slide, result.differential
@@ -268,15 +224,17 @@ def summary(result: SlideResult) -> dict[str, Any]:
             "height_px": s.size.height,
             "um_per_px": s.scale.um_per_px,
             "um_per_px_source": s.scale.source,
+            "um_per_px_wanted": s.wanted_scale,
             "fingerprint": s.fingerprint,
         },
         "scale_check": _scale_check(result.scale_check),
-        "model": {"name": result.model.name, "sha256": result.model.sha256},
+        "model": dataclasses.asdict(result.model) | {"classes": list(result.model.classes)},
         "status": _status(result),
         "area_mm2": dict(result.area_mm2),
         "cells": result.cell_counts,
         "rejected_because": result.refusals,
         "audit": dataclasses.asdict(result.audit),
+        "overview_downsample": result.overview.downsample,
         "counts": dict(d.counts),
         "leukocytes": d.leukocytes,
         "differential_percent": dict(d.percent),
@@ -285,9 +243,11 @@ def summary(result: SlideResult) -> dict[str, Any]:
         "atypical": _fraction(d.atypical),
         "nrbc_per_100_wbc": d.nrbc_per_100_wbc,
         "smudge_per_100_wbc": d.smudge_per_100_wbc,
+        "quality": dataclasses.asdict(result.quality),
         "settings": dict(result.settings),
         "device": result.device,
         "version": result.version,
+        "schema": SCHEMA,
         "created": result.created,
         "timings_s": {k: round(v, 3) for k, v in result.timings_s.items()},
         "warnings": list(result.warnings),

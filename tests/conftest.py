@@ -73,6 +73,11 @@ def read_summary(folder: Path) -> dict[str, object]:
     return content
 
 
+def result_folders(out: Path) -> list[Path]:
+    """The folders of whole results in a folder of results, beside which the books of the batch lie."""
+    return sorted(p.parent for p in out.glob("[!.]*/summary.json"))
+
+
 @pytest.fixture(scope="session")
 def real_images() -> Path:
     """The folder of real cells, fields, masks and slides. It is not part of the project; tests that need it are skipped without."""

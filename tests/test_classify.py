@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from slidescreen.classify import ClassifySettings, TorchClassifier, choose_device, classify
+from slidescreen.classify import ClassifySettings, TorchClassifier, choose_device, choose_devices, classify
 from slidescreen.errors import UsageError
 from slidescreen.geometry import Box, Point
 from slidescreen.model import DEFAULT_MODEL, find_model
@@ -94,7 +94,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
 def test_devices() -> None:
     assert choose_device("cpu") == "cpu"
     assert choose_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(UsageError, match="unknown; use auto, cpu or cuda"):
+    with pytest.raises(UsageError, match="unknown; use auto, cpu, cuda or cuda:0,1"):
         choose_device("tpu")
 
 
@@ -109,3 +109,14 @@ def test_cuda_gives_the_same_answers(real: TorchClassifier) -> None:
     images = some_patches(16)
     cuda = TorchClassifier(find_model(DEFAULT_MODEL), ClassifySettings("cuda")).probabilities(images)
     assert np.abs(cuda - real.probabilities(images)).max() < 0.05
+
+
+def test_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_devices("cuda:0,1") == ["cuda:0", "cuda:1"]
+    assert choose_devices("cuda") == ["cuda"]
+    assert choose_device("cuda:1") == "cuda:1"
+    for wrong, message in {"cuda:0,2": "there are 2 CUDA devices", "cuda:1,1": "name each once", "cuda:": "unknown"}.items():
+        with pytest.raises(UsageError, match=message):
+            choose_devices(wrong)

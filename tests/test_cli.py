@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import read_summary
+from conftest import read_summary, result_folders
 from PIL import Image
 
 from slidescreen.demo import PaintedCell
@@ -39,10 +39,10 @@ def screened(scan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[subp
 def test_run_stores_a_result_and_says_where(screened: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     done, out = screened
     assert done.returncode == 0, done.stderr
-    (folder,) = out.iterdir()
+    (folder,) = result_folders(out)
     assert str(folder / "report.html") in done.stdout
     assert re.search(r"16 leukocytes, blasts 25\.0 % \(7\.3-52\.4\)", done.stdout)
-    assert "1 done, 0 already current, 0 failed" in done.stderr
+    assert "1 done, 0 skipped, 0 failed of 1 listed" in done.stderr
     assert read_summary(folder)["leukocytes"] == 16
 
 
@@ -57,7 +57,7 @@ def test_the_report_opens_in_a_browser(screened: tuple[subprocess.CompletedProce
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium here")
-    (folder,) = screened[1].iterdir()
+    (folder,) = result_folders(screened[1])
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --virtual-time-budget=5000"
     done = subprocess.run(
@@ -104,9 +104,19 @@ def test_bad_scans_fail_by_name_and_the_good_one_is_saved(scan: Path, tmp_path: 
         (line,) = [text for text in lines if str(path) in text]
         expected = {"empty": "empty", "photo": "--um-per-px", "missing": "no such file"}.get(name, "not a scan")
         assert expected in line
-    (folder,) = (tmp_path / "out").iterdir()
+    (folder,) = result_folders(tmp_path / "out")
     assert (folder / "report.html").is_file()
     assert not (folder / "patches.zarr").exists()
+    with (tmp_path / "out" / "failures.csv").open(newline="") as file:
+        rows = {Path(row["path"]).stem: row for row in csv.DictReader(file)}
+    assert rows.keys() == files.keys()
+    assert (rows["photo"]["stage"], rows["photo"]["error_class"]) == ("scale", "ScaleError")
+    assert (rows["missing"]["stage"], rows["missing"]["next_step"]) == ("plan", "check the path")
+    (log,) = (tmp_path / "out" / "logs").glob("zeros-*.log")
+    assert "Traceback" in log.read_text()
+    events = [json.loads(line) for line in (tmp_path / "out" / "run.jsonl").read_text().splitlines()]
+    assert any("not a scan" in event["message"] for event in events)
+    assert "zeros.tif" in (tmp_path / "out" / "cohort.html").read_text()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -209,7 +219,10 @@ def test_interrupted_says_so_and_leaves_nothing_half(scan: Path, tmp_path: Path,
     assert process.returncode == 1
     assert "interrupted: finished scans are saved" in errors
     assert "Traceback" not in errors
-    assert list(tmp_path.iterdir()) == []
+    assert result_folders(tmp_path) == []
+    assert not list(tmp_path.glob(".*.partial-*"))
+    account = json.loads((tmp_path / "run.json").read_text())
+    assert (account["listed"], account["not_reached"], account["interrupted"]) == (1, 1, True)
 
 
 def test_killed_leaves_no_result_and_the_next_run_cleans_up(scan: Path, tmp_path: Path) -> None:
@@ -217,11 +230,13 @@ def test_killed_leaves_no_result_and_the_next_run_cleans_up(scan: Path, tmp_path
     until_half_written(tmp_path, process)
     process.kill()
     process.communicate()
-    (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".")
+    assert list(tmp_path.glob(".*.partial-*"))
     done = call("run", scan, "-o", tmp_path)
     assert done.returncode == 0
-    (folder,) = tmp_path.iterdir()
+    assert "the lock of a run that ended without a word was taken over" in done.stderr
+    assert "1 half result(s) of a killed run cleaned up" in done.stderr
+    assert not list(tmp_path.glob(".*.partial-*"))
+    (folder,) = result_folders(tmp_path)
     assert folder.name.startswith("smear-")
     assert (folder / "report.html").is_file()
 
@@ -235,21 +250,21 @@ def test_the_batch_goes_on_when_nobody_reads_its_output(scan: Path, empty_scan: 
     process.stderr.close()
     assert process.wait(timeout=120) == 0, errors
     assert "Traceback" not in errors
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(result_folders(tmp_path)) == 2
 
 
 def test_odd_names_stay_on_one_line(scan: Path, tmp_path: Path) -> None:
     names = [b"new\nline.tif", b"bad\xff\xe9.tif", "ü [1] ñ.tif".encode()]
     paths = [tmp_path / os.fsdecode(name) for name in names]
-    for path in paths:
-        path.write_bytes(scan.read_bytes())
+    for i, path in enumerate(paths):
+        path.write_bytes(scan.read_bytes() + bytes(i))
     done = subprocess.run(
         [*COMMAND, "run", *paths, "-o", tmp_path / "out", "--no-patches"], capture_output=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
-    assert len(list((tmp_path / "out").iterdir())) == 3
-    assert len(done.stdout.splitlines()) == 3
+    assert len(result_folders(tmp_path / "out")) == 3
+    assert len(done.stdout.splitlines()) == 4
 
 
 def test_help_needs_no_heavy_import() -> None:

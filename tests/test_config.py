@@ -34,7 +34,7 @@ def test_what_is_not_named_keeps_its_default(tmp_path: Path) -> None:
         ("[classify]\nbatch_size = -2", "must be positive"),
         ("[detect]\nmin_nucleus_um2 = 600", "min_nucleus_um2 lies above detect.max_nucleus_um2"),
         ("[detect]\nsplit_um = 1e300", "must lie below"),
-        ("[classify]\ndevice = 'tpu'", "must be one of auto, cpu, cuda"),
+        ("[classify]\ndevice = 'tpu'", "must be auto, cpu, cuda or cuda:0,1"),
         ("[detect]\nsplit_um = 0", "must be positive"),
         ("[detect]\nstain_floor = 0.9", "stain_floor lies above"),
         ("detect = 3", r"must be a table, \[detect\]"),

@@ -39,3 +39,16 @@ def test_dockerfile(name: str) -> None:
 def test_the_build_sees_no_local_leftovers() -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".git", ".venv", "slidescreen-out", "demo-out"} <= set(ignored)
+
+
+@pytest.mark.parametrize("name", ["slurm.sbatch", "kubernetes-job.yaml", "kuberay-job.yaml"])
+def test_samples_for_clusters_use_options_that_exist(name: str) -> None:
+    import typer
+
+    from slidescreen.cli import app
+
+    text = (ROOT / "docker" / name).read_text(encoding="utf-8")
+    used = set(re.findall(r" (--[a-z-]+)", " ".join(re.findall(r"slidescreen run [^#]*?(?=\n\s*\w+:|$)", text, re.S))))
+    known = {option for param in typer.main.get_command(app).commands["run"].params for option in param.opts}  # type: ignore[attr-defined]
+    assert used >= {"--timeout-per-slide"}
+    assert used <= known

@@ -30,7 +30,7 @@ from slidescreen.geometry import Size
 from slidescreen.model import DEFAULT_MODEL, ModelCard, find_model
 from slidescreen.painting import leukocyte
 from slidescreen.report.images import overlay
-from slidescreen.store import read_explanations
+from slidescreen.stored import load_explanations
 
 
 def run_cli(*arguments: str) -> Result:
@@ -238,7 +238,7 @@ def result(scan: Path, real: TorchClassifier, tmp_path_factory: pytest.TempPathF
 
 
 def test_a_run_keeps_the_maps_it_shows(result: Path) -> None:
-    kept = read_explanations(result)
+    kept = load_explanations(result)
     assert kept is not None
     assert (kept.method, kept.target) == ("saliency", "class")
     with (result / "cells.csv").open(newline="") as file:
@@ -254,7 +254,7 @@ def test_a_run_keeps_the_maps_it_shows(result: Path) -> None:
 def test_engines_without_gradients_and_top_zero_have_no_maps(scan: Path, tmp_path: Path) -> None:
     (done,) = run_batch([scan], StandIn(), Settings(), RunOptions(tmp_path))
     assert isinstance(done, SlideDone)
-    assert read_explanations(done.folder) is None
+    assert load_explanations(done.folder) is None
     assert "no gradients" in (done.folder / "report.html").read_text(encoding="utf-8")
     assert explain_top([], [], Small(StandIn().card, plain()), replace(SALIENCY, top=0)) is None
 

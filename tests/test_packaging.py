@@ -31,7 +31,8 @@ def test_model_and_templates_travel_in_the_wheel(wheel: set[str]) -> None:
     needed = ["models/resnext50-seed/card.json", "models/resnext50-seed/weights.safetensors", "py.typed"]
     needed += [f"models/leukocyte-detector/{n}" for n in ("card.json", "weights.safetensors")]
     needed += [f"evaluation/evaluation.{kind}" for kind in ("html.j2", "css")]
-    needed += [f"report/{p.name}" for p in (ROOT / "slidescreen" / "report").iterdir() if p.suffix in (".j2", ".css", ".js")]
+    for page in ("report", "cohort"):
+        needed += [f"{page}/{p.name}" for p in (ROOT / "slidescreen" / page).iterdir() if p.suffix in (".j2", ".css", ".js")]
     assert {f"slidescreen/{n}" for n in needed} <= wheel
     assert not [n for n in wheel if n.startswith("tests/") or n.endswith((".pyc", ".tif"))]
 

@@ -18,7 +18,8 @@ from slidescreen.errors import OutputError
 from slidescreen.pipeline import screen_slide
 from slidescreen.records import SlideResult
 from slidescreen.slide import open_slide
-from slidescreen.store import COLUMNS, ResultFolder, clean_up, is_current, slide_id, summary, write_predictions
+from slidescreen.store import COLUMNS, ResultFolder, slide_id, summary, write_predictions
+from slidescreen.stored import clean_up, is_current, sweep
 from slidescreen.taxonomy import CODES
 
 
@@ -49,7 +50,7 @@ def test_summary_has_the_keys_of_the_contract(stored: tuple[SlideResult, Path]) 
     content = json.loads((stored[1] / "summary.json").read_text())
     keys = ["path", "id", "vendor", "width_px", "height_px", "um_per_px", "um_per_px_source", "fingerprint"]
     assert set(content["slide"]) >= set(keys)
-    assert set(content["model"]) == {"name", "sha256"}
+    assert set(content["model"]) >= {"name", "sha256"}
     assert set(content["area_mm2"]) >= {"scanned", "screened", "empty", "unscanned", "unreadable"}
     assert set(content["cells"]) == {"found", "typed", "unsure", "edge", "rejected"}
     assert set(content["counts"]) == set(CODES)
@@ -118,20 +119,27 @@ def test_without_patches(scan: Path, tmp_path: Path) -> None:
     assert (folder / "report.html").read_text() == f"report of {len(result.cells)}"
 
 
-def test_current_means_same_scan_scale_model_settings_version(stored: tuple[SlideResult, Path]) -> None:
+def test_current_means_same_scan_scale_model_settings_schema(stored: tuple[SlideResult, Path]) -> None:
     result, folder = stored
     same = {
         "fingerprint": result.slide.fingerprint,
-        "um_per_px": result.slide.scale.um_per_px,
+        "wanted_scale": None,
         "sha256": result.model.sha256,
         "settings": dict(result.settings),
-        "version": result.version,
     }
     assert is_current(folder, **same)  # type: ignore[arg-type]
-    other = {"fingerprint": "x", "um_per_px": 0.1, "sha256": "y", "settings": {}, "version": "0"}
+    other = {"fingerprint": "x", "wanted_scale": 0.1, "sha256": "y", "settings": {}}
     for key, value in other.items():
         assert not is_current(folder, **(same | {key: value}))  # type: ignore[arg-type]
     assert not is_current(folder.with_name("none"), **same)  # type: ignore[arg-type]
+    old = json.loads((folder / "summary.json").read_text())
+    aside = folder.with_name("older")
+    aside.mkdir()
+    (aside / "report.html").touch()
+    (aside / "summary.json").write_text(json.dumps(old))
+    assert is_current(aside, **same)  # type: ignore[arg-type]
+    (aside / "summary.json").write_text(json.dumps(old | {"schema": old["schema"] - 1}))
+    assert not is_current(aside, **same)  # type: ignore[arg-type]
 
 
 def test_the_old_result_stays_until_the_new_one_is_whole(scan: Path, tmp_path: Path) -> None:
@@ -164,6 +172,22 @@ def test_what_a_killed_run_left_is_cleaned_up(tmp_path: Path) -> None:
         folder.mkdir()
     clean_up(tmp_path, "a-1-x")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([alive.name, elsewhere.name, other.name, "a-1-x"])
+
+
+def test_who_holds_the_lock_sweeps_up_after_everybody(tmp_path: Path) -> None:
+    for name in (
+        ".a-1.partial-another.host-1",
+        f".b-1.partial-{socket.gethostname()}-{os.getpid()}",
+        ".c-1.old",
+        ".d-1.old",
+        "d-1",
+    ):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".run.json.partial-another.host-1").touch()
+    (tmp_path / ".kept").touch()
+    assert sweep(tmp_path, {"a-1"}) == 1
+    assert sweep(tmp_path) == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".kept", "c-1", "d-1"]
 
 
 @pytest.mark.parametrize(

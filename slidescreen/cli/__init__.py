@@ -17,6 +17,7 @@ from slidescreen.cli import (  # noqa: F401  # each adds its commands
     explain,
     look,
     models,
+    pages,
     screen,
     train,
 )

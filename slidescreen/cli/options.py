@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from slidescreen.slide import ReadSettings
 
 ModelOption = Annotated[str, typer.Option("--model", help="Name of a model that comes with slidescreen, or a model folder.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 ReaderOption = Annotated[str, typer.Option("--reader", help="Read scans with this reader only; auto: what suits each.")]
 IccOption = Annotated[str, typer.Option("--icc", help="apply: colours to sRGB by the file's profile; ignore (default).")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0,1.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=0, help="Cells typed at once; 0 chooses.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More log lines; tracebacks of failures.")]
 
@@ -66,6 +66,18 @@ def reading_settings(base: ReadSettings, reader: str, icc: str) -> ReadSettings:
     if icc not in ("", "apply", "ignore"):
         raise UsageError(f"--icc {icc}: must be apply or ignore")
     return dataclasses.replace(base, reader=reader or base.reader, icc=cast(Any, icc or base.icc))
+
+
+def batch_settings(settings: Settings, workers: int, timeout_s: float) -> Settings:
+    """Settings with the options of a batch on top."""
+    import dataclasses
+
+    changes: dict[str, Any] = {}
+    if workers:
+        changes["workers"] = workers
+    if timeout_s:
+        changes["timeout_per_slide_s"] = timeout_s
+    return dataclasses.replace(settings, batch=dataclasses.replace(settings.batch, **changes))
 
 
 def open_classifier(model: str, settings: Settings) -> TorchClassifier:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from slidescreen.cli.app import app, log
+from slidescreen.cli.app import app
 from slidescreen.cli.options import (
     BatchOption,
     DeviceOption,
@@ -18,6 +16,7 @@ from slidescreen.cli.options import (
     ModelOption,
     ReaderOption,
     VerboseOption,
+    batch_settings,
     effective_settings,
     open_classifier,
     plausible,
@@ -25,20 +24,22 @@ from slidescreen.cli.options import (
     start_log,
     wanted_scale,
 )
-from slidescreen.cli.progress import Bars, print_done, print_failure
+from slidescreen.cli.progress import print_failure
 
 if TYPE_CHECKING:
     from slidescreen.batch import SlideFailure
 
-DEFAULT_OUT: Final = Path("slidescreen-out")
-M_ARENA_MAX: Final = -8
-"""Of glibc's malloc.h."""
+DEFAULT_OUT: Final = "slidescreen-out"
 
 
 @app.command()
 def run(
-    scans: Annotated[list[str], typer.Argument(metavar="SCAN...", help="Scans: files, folders or globs.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of results, one subfolder per scan.")] = DEFAULT_OUT,
+    scans: Annotated[
+        list[str], typer.Argument(metavar="SCAN...", help="Scans: files, folders, globs, CSV files with a row each.")
+    ],
+    out: Annotated[
+        str, typer.Option("-o", "--out", help="Folder (or s3://, gs://) of results, a subfolder per scan.")
+    ] = DEFAULT_OUT,
     um_per_px: Annotated[
         str, typer.Option("--um-per-px", help="um per level-0 pixel, wins over what the files state; auto: by red cells.")
     ] = "",
@@ -55,40 +56,38 @@ def run(
     settings: Annotated[Path | None, typer.Option("--settings", readable=False, help="TOML file; see README.")] = None,
     reader: ReaderOption = "",
     icc: IccOption = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo scans whose results are current.")] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="Do not keep patches.zarr.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, screen nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo scans whose results are current.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again scans that failed by their own fault.")
+    ] = False,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Scans side by side; 0 chooses.")] = 0,
+    timeout: Annotated[
+        float, typer.Option("--timeout-per-slide", min=0, help="Seconds after which a scan fails; 0: never.")
+    ] = 0,
+    engine: Annotated[str, typer.Option("--engine", help="local, or ray for the nodes of a Ray cluster.")] = "local",
+    ray_address: Annotated[str, typer.Option("--ray-address", help="auto, HOST:PORT or ray://HOST:10001.")] = "",
+    shard: Annotated[str, typer.Option("--shard", help="Screen only part 3 of 16: 3/16.")] = "",
+    metrics: Annotated[Path | None, typer.Option("--metrics", help="Prometheus textfile to keep up to date.")] = None,
     verbose: VerboseOption = False,
     json_log: Annotated[bool, typer.Option("--json-log", help="Log as JSON lines on standard error.")] = False,
 ) -> None:
     """Screen scans: differential, blast and atypical fractions, every cell, and a report for each."""
     start_log(verbose, json_log)
-    _share_heaps()
-    from slidescreen.batch import RunOptions, SlideFailure, list_scans, require_writable, run_batch
-    from slidescreen.slide.known_answers import require_decoders
+    from slidescreen.batch.events import Job
+    from slidescreen.batch.plan import Resume
+    from slidescreen.cli.night import Wishes, run_night
+    from slidescreen.model import DEFAULT_MODEL, find_model
 
-    effective = effective_settings(settings, device, batch_size, aoi, trust_scale)
+    effective = batch_settings(effective_settings(settings, device, batch_size, aoi, trust_scale), workers, timeout)
     effective = dataclasses.replace(effective, reading=reading_settings(effective.reading, reader, icc))
-    wanted = wanted_scale(um_per_px)
-    paths = list_scans(scans, out)
-    require_writable(out)
-    require_decoders()
-    classifier = open_classifier(model, effective)
-    log.info("%d scan(s), model %s, device %s, results in %s", len(paths), classifier.card.name, classifier.device, out)
-    options = RunOptions(out, wanted, not no_patches, overwrite)
-    failed = done = skipped = 0
-    with Bars(json_log) as bars:
-        for outcome in run_batch(paths, classifier, effective, options, bars.start):
-            bars.finish()
-            if isinstance(outcome, SlideFailure):
-                failed += 1
-                print_failure(outcome, verbose)
-            else:
-                skipped += outcome.skipped
-                done += not outcome.skipped
-                print_done(outcome)
-    log.info("%d done, %d already current, %d failed", done, skipped, failed)
-    if failed:
-        raise typer.Exit(1)
+    limit = effective.batch.timeout_per_slide_s or None
+    job = Job(out, find_model(model or DEFAULT_MODEL), effective, not no_patches, overwrite, timeout_s=limit)
+    wishes = Wishes(scans, wanted_scale(um_per_px), Resume(overwrite, retry_failed), shard, engine, ray_address, metrics)
+    code = run_night(job, wishes, dry_run=dry_run, verbose=verbose, plain=json_log)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -154,11 +153,3 @@ def selfcheck(
     )
     if not found.same:
         raise typer.Exit(1)
-
-
-def _share_heaps() -> None:
-    """Let glibc keep two heaps in place of eight per core: each thread's freed image buffers would otherwise stay in a heap
-    of its own. Does nothing where the C library has no mallopt."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_ARENA_MAX, 2)
