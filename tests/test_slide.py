@@ -17,9 +17,9 @@ from slidescreen.errors import OpenError
 from slidescreen.geometry import Box
 from slidescreen.slide import PixelState, Slide, choose_grid, fingerprint, open_slide, read_grid, read_image
 from slidescreen.slide.guards import missing_from
-from slidescreen.slide.readers import OpenSlideReader, TifffileReader, TiledTiffReader
+from slidescreen.slide.readers import OpenSlideReader, TifffileReader, TiffSlideReader, TiledTiffReader
 
-TIFF_READERS = (TiledTiffReader, OpenSlideReader, TifffileReader)
+TIFF_READERS = (TiledTiffReader, OpenSlideReader, TifffileReader, TiffSlideReader)
 
 RNG = np.random.default_rng(5)
 IMAGE: NDArray[np.uint8] = np.repeat(np.repeat(RNG.integers(0, 256, (75, 101, 3), np.uint8), 9, 0), 8, 1)

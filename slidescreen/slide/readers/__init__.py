@@ -10,10 +10,11 @@ from slidescreen.slide.readers.image import ImageReader, read_image
 from slidescreen.slide.readers.omezarr import OmeZarrReader
 from slidescreen.slide.readers.openslide import OpenSlideReader
 from slidescreen.slide.readers.tiff import TifffileReader
+from slidescreen.slide.readers.tiffslide import TiffSlideReader
 from slidescreen.slide.readers.tiled import TiledTiffReader
 from slidescreen.slide.readers.vmic import VmicReader
 
-TIFF_READERS: Final[tuple[type[Reader], ...]] = (TiledTiffReader, OpenSlideReader, TifffileReader)
+TIFF_READERS: Final[tuple[type[Reader], ...]] = (TiledTiffReader, OpenSlideReader, TifffileReader, TiffSlideReader)
 READERS: Final[tuple[type[Reader], ...]] = (
     *TIFF_READERS,
     OmeZarrReader,
@@ -30,6 +31,7 @@ __all__ = [
     "ImageReader",
     "OmeZarrReader",
     "OpenSlideReader",
+    "TiffSlideReader",
     "TifffileReader",
     "TiledTiffReader",
     "VmicReader",

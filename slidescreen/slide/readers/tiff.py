@@ -82,6 +82,11 @@ class TifffileReader:
             return ()
         return (f"stored in strips of {page.imagewidth} x {page.rowsperstrip} px, which is slow to read",)
 
+    @property
+    def sparse(self) -> bool:
+        """Whether tiles are missing."""
+        return any(absent is not None for absent in self._absent)
+
     def block(self, level: int) -> Size:
         page = self._pages[level]
         if page.is_tiled:
@@ -89,7 +94,7 @@ class TifffileReader:
         return block_of(page.imagewidth, page.rowsperstrip, self.sizes[level])
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
-        self._require_pieces(level, box)
+        self.require_pieces(level, box)
         rows, columns = slice(box.y, box.bottom), slice(box.x, box.right)
         array = self._arrays[level]
         pixels = np.asarray(array[:, rows, columns] if self._planar else array[rows, columns])
@@ -97,7 +102,7 @@ class TifffileReader:
         absent = self._absent[level]
         return pixels if absent is None else _without(pixels, absent, self._pages[level], box)
 
-    def _require_pieces(self, level: int, box: Box) -> None:
+    def require_pieces(self, level: int, box: Box) -> None:
         """Raise ValueError for tiles or strips whose bytes are too many or beyond the file, or hold an image that claims to be
         larger than the piece: room would be made for them."""
         page, end = self._pages[level], self._tiff.filehandle.size
