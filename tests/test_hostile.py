@@ -25,6 +25,7 @@ from lookalikes import (
     WIDTH,
     hamamatsu_vms,
     jpeg,
+    leica,
     mirax,
     ome_zarr,
     pyramid,
@@ -40,6 +41,7 @@ from slidescreen.geometry import Box, Size
 from slidescreen.slide import PixelState, ReadSettings, open_slide
 from slidescreen.slide.guards import tiff_fault
 from slidescreen.slide.markup import parse_json, parse_xml
+from slidescreen.slide.probe import openslide_fault
 from slidescreen.slide.reader import Details, StatedScale
 from slidescreen.slide.steady import MAX_IN_A_ROW, WAITS_S, Patience, SteadyReader, is_storage_error
 
@@ -203,6 +205,21 @@ def test_a_mirax_whose_key_file_would_hang_or_crash_openslide(tmp_path: Path, ke
     ini.write_text(re.sub(rf"{key} = .*", f"{key} = {value}", ini.read_text()))
     with pytest.raises(OpenError, match=f"Slidedat.ini claims {key} = "):
         open_slide(path)
+
+
+def test_a_leica_without_a_main_image_on_which_openslide_crashes(tmp_path: Path) -> None:
+    path = leica(tmp_path / "a.scn")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'sizeX="128000" sizeY="102400"><image', b'sizeX="000000" sizeY="102400"><image'))
+    with pytest.raises(OpenError, match=r"damaged or hostile: OpenSlide crashes on it \(SIG[A-Z]+\)"):
+        open_slide(path)
+
+
+def test_openslide_is_waited_for_but_not_for_ever(tmp_path: Path) -> None:
+    path = leica(tmp_path / "a.scn")
+    assert openslide_fault(path) is None
+    assert openslide_fault(path, 0.5, "import time; time.sleep(30)") == "OpenSlide does not come back from it within 0.5 s"
+    assert openslide_fault(pyramid(tmp_path / "a.tif"), 0.5, "import time; time.sleep(30)") is None, "spared"
 
 
 def test_a_vms_of_absurdly_many_images(tmp_path: Path) -> None:
