@@ -23,6 +23,7 @@ from lookalikes import (
     IMAGE,
     TILE,
     WIDTH,
+    hamamatsu_ndpi,
     hamamatsu_vms,
     jpeg,
     leica,
@@ -82,6 +83,17 @@ def test_directories_in_a_circle(tmp_path: Path) -> None:
         open_slide(path)
     patched(path, max(tags.values()) + 12, struct.pack("<I", second))
     assert tiff_fault(path) is not None
+
+
+def test_directories_of_an_ndpi_in_a_circle(tmp_path: Path) -> None:
+    path = hamamatsu_ndpi(tmp_path / "a.ndpi")
+    assert tiff_fault(path) is None
+    data = path.read_bytes()
+    first = struct.unpack_from("<Q", data, 4)[0]
+    link = first + 2 + 12 * struct.unpack_from("<H", data, first)[0]
+    patched(path, link, struct.pack("<Q", first))
+    with pytest.raises(OpenError, match="run in a circle"):
+        open_slide(path)
 
 
 @pytest.mark.parametrize(
