@@ -131,12 +131,8 @@ def test_huge_tag_counts_and_tables_beyond_the_file(tmp_path: Path) -> None:
 def test_a_tile_table_that_is_too_short(tmp_path: Path) -> None:
     path = small(tmp_path / "a.tif")
     patched(path, tags_of(path)[1][324] + 4, struct.pack("<I", 3))
-    try:
-        slide = open_slide(path)
-    except OpenError:
-        return
-    with slide:
-        assert (slide.read_pixels(Box(0, 0, 400, 300)).state == PixelState.UNREADABLE).any()
+    with pytest.raises(OpenError, match="a table of 3 tiles in place of 12"):  # OpenSlide would show the others as black
+        open_slide(path)
 
 
 def test_a_tile_table_that_points_beyond_the_file(tmp_path: Path) -> None:

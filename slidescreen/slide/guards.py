@@ -30,7 +30,7 @@ WHOLE: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 WIDTH, LENGTH, SAMPLES, ROWS, TILE_WIDTH, TILE_LENGTH, SUBIFDS = 256, 257, 277, 278, 322, 323, 330
 TABLES: Final = {270, 273, 279, 324, 325, 330, 347, 700}
 """Tags whose values must lie inside the file: descriptions, tables of strips and tiles, JPEG tables."""
-TILE_BYTES: Final = 325
+PLANAR, SEPARATE, TILE_OFFSETS, TILE_BYTES = 284, 2, 324, 325
 MAX_TILE_BYTES: Final = 1 << 27
 """OpenSlide makes room for a tile's bytes before it looks whether the file has them."""
 TEXTS: Final = (270, 700)
@@ -188,6 +188,12 @@ def _faults(form: _Form, entries: list[_Entry]) -> Iterator[Fault]:
     tile = (values.get(TILE_WIDTH, 1), values.get(TILE_LENGTH, 1))
     if tile[0] * tile[1] > MAX_TILE_PX or not all(tile):
         yield Fault(f"claims tiles of {tile[0]} x {tile[1]} px")
+    elif TILE_WIDTH in values and TILE_LENGTH in values:
+        planes = values.get(SAMPLES, 1) if values.get(PLANAR) == SEPARATE else 1
+        tiles = -(-width // tile[0]) * -(-height // tile[1]) * planes
+        short = [entry for entry in entries if entry.tag in (TILE_OFFSETS, TILE_BYTES) and entry.count < tiles]
+        if short:
+            yield Fault(f"a table of {short[0].count} tiles in place of {tiles}")
     if values.get(SAMPLES, 1) > MAX_SAMPLES:
         yield Fault(f"claims {values[SAMPLES]} samples a px")
     for entry in entries:
