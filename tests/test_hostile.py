@@ -237,6 +237,14 @@ def test_a_vms_of_absurdly_many_images(tmp_path: Path) -> None:
         open_slide(path)
 
 
+@pytest.mark.parametrize(("old", "new"), [(b'NumRows="3"', b'NumRows="9"'), (b"level=0 mag=40", b"level=0 mag=21")])
+def test_a_ventana_whose_levels_claim_more_tiles_than_there_are(tmp_path: Path, old: bytes, new: bytes) -> None:
+    path = ventana(tmp_path / "a.bif")
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(OpenError, match=r"a level of \d+ x \d+ px on a page of|OpenSlide crashes"):
+        open_slide(path)
+
+
 def test_a_png_bomb_and_a_png_text_bomb(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
