@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LIMIT_S = 20.0
+LIMIT_S = 40.0
+PROBE_S = 15.0
 LIMIT_BYTES = 2 << 30
 READ_PX = 1100
 OUTCOMES = ("opened", "partly unreadable", "refused", "memory", "crashed", "hung")
@@ -180,10 +181,11 @@ def work() -> None:
     from slidescreen.errors import ScaleError, SlideError
     from slidescreen.geometry import Box
     from slidescreen.scale import resolve_scale
-    from slidescreen.slide import PixelState, open_slide, opening
+    from slidescreen.slide import PixelState, open_slide, opening, probe
 
     opening.DETECTION_S = 0  # a process of its own for each refusal: not what is tested here
     opening._detection = lambda path: ""
+    opening.openslide_fault = lambda path: probe.openslide_fault(path, PROBE_S)
     base = int(re.findall(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[0]) << 10
     resource.setrlimit(resource.RLIMIT_AS, (base + LIMIT_BYTES, base + LIMIT_BYTES))
     print("ready", flush=True)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
+import numpy as np
+
 from slidescreen.slide.markup import MAX_TEXT, defines_entities
 from slidescreen.slide.reader import MAX_SIDE, MAX_TILE_PX
 
@@ -28,9 +30,12 @@ WHOLE: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 WIDTH, LENGTH, SAMPLES, ROWS, TILE_WIDTH, TILE_LENGTH, SUBIFDS = 256, 257, 277, 278, 322, 323, 330
 TABLES: Final = {270, 273, 279, 324, 325, 330, 347, 700}
 """Tags whose values must lie inside the file: descriptions, tables of strips and tiles, JPEG tables."""
+PLANAR, SEPARATE, TILE_OFFSETS, TILE_BYTES = 284, 2, 324, 325
+MAX_TILE_BYTES: Final = 1 << 27
+"""OpenSlide makes room for a tile's bytes before it looks whether the file has them."""
 TEXTS: Final = (270, 700)
 NDPI_MARK: Final = 65420
-"""Hamamatsu's NDPI stretches classic TIFF beyond 4 GiB in a way of its own: its chain cannot be followed as a TIFF's."""
+"""Hamamatsu's NDPI stretches classic TIFF beyond 4 GiB: offsets of directories have 64 bits."""
 GRID: Final = re.compile(rb'\bNum(?:Rows|Cols)\s*=\s*["\'](\d+)')
 MAX_GRID: Final = 5000
 """Rows or columns of camera images of a Ventana scan; OpenSlide allocates rows x columns of them before it looks further."""
@@ -63,6 +68,8 @@ class _Form:
     def __init__(self, file: IO[bytes], length: int, order: str, version: int) -> None:
         self.file, self.length, self.order = file, length, order
         self.count, self.pointer, self.entry = FORMS[version]
+        self.link = self.pointer
+        """Of the offset of the next directory."""
 
     def whole(self, at: int, code: str) -> int | None:
         """An unsigned number, or None beyond the end of the file."""
@@ -77,6 +84,7 @@ class _Form:
         first = offset + struct.calcsize("=" + self.count)
         self.file.seek(first)
         block = self.file.read(count * self.entry)
+        count = len(block) // self.entry
         found = []
         inline = struct.calcsize("=" + self.pointer)
         for i in range(count):
@@ -86,6 +94,19 @@ class _Form:
                 at = struct.unpack_from(self.order + self.pointer, block, (i + 1) * self.entry - inline)[0]
             found.append(_Entry(tag, kind, number, at))
         return found
+
+    def has(self, offset: int, tag: int) -> bool:
+        """Whether there is a directory at `offset`, and with that tag."""
+        count = self.whole(offset, self.count)
+        whole = count is not None and count <= MAX_ENTRIES and offset + count * self.entry < self.length
+        return whole and any(entry.tag == tag for entry in self.entries(offset, count or 0))
+
+    def largest(self, entry: _Entry) -> int:
+        """The largest of an entry's whole numbers; 0 where they are of another kind."""
+        code = WHOLE.get(entry.kind)
+        self.file.seek(entry.at)
+        data = self.file.read(entry.bytes if code else 0)
+        return int(np.frombuffer(data, self.order + "u" + str(TYPE_BYTES[entry.kind])).max()) if data else 0
 
     def value(self, entry: _Entry) -> int | None:
         return self.whole(entry.at, WHOLE[entry.kind]) if entry.kind in WHOLE and entry.count else None
@@ -104,6 +125,9 @@ def tiff_fault(path: Path) -> Fault | None:
             return None
         form = _Form(file, length, order, version)
         (first,) = struct.unpack_from(order + form.pointer, head, 4 if version == 42 else 8)
+        (wide,) = struct.unpack_from(order + "Q", head, 4)
+        if version == 42 and form.has(wide, NDPI_MARK):
+            first, form.link = wide, "Q"
         return _chain_fault(form, first)
 
 
@@ -129,15 +153,13 @@ def _chain_fault(form: _Form, first: int) -> Fault | None:
         if count > MAX_ENTRIES:
             return Fault(f"a directory with {count} tags")
         after = offset + struct.calcsize("=" + form.count) + count * form.entry
-        following = form.whole(after, form.pointer)
+        following = form.whole(after, form.link)
         if following is None:
             return _beyond(form, offset)
         entries = form.entries(offset, count)
         fault = next(_faults(form, entries), None)
         if fault is not None:
             return fault
-        if any(entry.tag == NDPI_MARK for entry in entries):
-            return None
         children = [list(_whole_values(form, entry)) for entry in entries if entry.tag == SUBIFDS]
         waiting += [child for values in children for child in values if child]
         waiting += [following] if following else []
@@ -166,11 +188,19 @@ def _faults(form: _Form, entries: list[_Entry]) -> Iterator[Fault]:
     tile = (values.get(TILE_WIDTH, 1), values.get(TILE_LENGTH, 1))
     if tile[0] * tile[1] > MAX_TILE_PX or not all(tile):
         yield Fault(f"claims tiles of {tile[0]} x {tile[1]} px")
+    elif TILE_WIDTH in values and TILE_LENGTH in values:
+        planes = values.get(SAMPLES, 1) if values.get(PLANAR) == SEPARATE else 1
+        tiles = -(-width // tile[0]) * -(-height // tile[1]) * planes
+        short = [entry for entry in entries if entry.tag in (TILE_OFFSETS, TILE_BYTES) and entry.count < tiles]
+        if short:
+            yield Fault(f"a table of {short[0].count} tiles in place of {tiles}")
     if values.get(SAMPLES, 1) > MAX_SAMPLES:
         yield Fault(f"claims {values[SAMPLES]} samples a px")
     for entry in entries:
         if entry.tag in TABLES and entry.at + entry.bytes > form.length:
             yield Fault(f"the values of tag {entry.tag} lie beyond the end of the file; copy it again from the scanner")
+        elif entry.tag == TILE_BYTES and form.largest(entry) > MAX_TILE_BYTES:
+            yield Fault(f"claims a tile of {form.largest(entry)} bytes")
         if entry.tag in TEXTS:
             yield from _text_faults(form, entry)
 

@@ -15,13 +15,16 @@ from slidescreen.errors import OpenError, UsageError
 from slidescreen.slide.guards import tiff_fault
 from slidescreen.slide.key_files import key_file_fault
 from slidescreen.slide.location import is_remote
+from slidescreen.slide.probe import openslide_fault
 from slidescreen.slide.reader import Reader
-from slidescreen.slide.readers import READERS, ImageReader
+from slidescreen.slide.readers import READERS, ImageReader, OpenSlideReader, TiledTiffReader
 from slidescreen.slide.slide import Slide
 from slidescreen.slide.steady import Patience, SteadyReader
 
 PLAIN: Final = ("generic-tiff", "unknown", "ome", "precipoint")
 """Vendors whose files several readers open; of a vendor's own format the first that knows it is taken."""
+NATIVE: Final = (TiledTiffReader, OpenSlideReader)
+"""Readers that call OpenSlide."""
 SLOW_PX: Final = 50_000_000
 NO_LOW_LEVELS: Final = (
     "no reduced levels, so that the whole image is decoded for its overview; "
@@ -65,6 +68,10 @@ def open_slide(
     _require_sound(path)
     if settings.reader != "auto":
         readers = [reader for reader in readers if reader.name == settings.reader]
+    if any(reader in NATIVE for reader in readers) and path.is_file() and not is_remote(path):
+        fault = openslide_fault(path)
+        if fault is not None:
+            raise OpenError(f"{path}: damaged or hostile: {fault}; copy it again from the scanner")
     waits, icc = patience or Patience(), settings.icc == "apply"
 
     def steady(reader: type[Reader]) -> SteadyReader:

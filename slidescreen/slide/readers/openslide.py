@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import openslide
@@ -61,7 +61,24 @@ class OpenSlideReader:
         with tifffile.TiffFile(path) as tiff:
             if self.vendor == "generic-tiff":
                 require_rgb(tiff.pages.first)
+            if self.vendor == "ventana":
+                self._require_tiles(tiff)
             return read_statements(tiff)
+
+    def _require_tiles(self, tiff: Any) -> None:
+        """Raise ValueError where a Ventana level claims more tiles than its page has: OpenSlide reads beyond their table."""
+        pages = sorted((page for page in tiff.pages if page.is_tiled), key=lambda page: -page.imagewidth)
+        if len(pages) < len(self.sizes):
+            raise ValueError(f"{len(self.sizes)} levels on {len(pages)} pages of tiles")
+        for size, page in zip(self.sizes, pages, strict=False):
+            room = (
+                -(-page.imagewidth // page.tilewidth) * page.tilewidth,
+                -(-page.imagelength // page.tilelength) * page.tilelength,
+            )
+            if size.width > room[0] or size.height > room[1]:
+                raise ValueError(
+                    f"a level of {size.width} x {size.height} px on a page of {page.imagewidth} x {page.imagelength} px"
+                )
 
     def _profile(self) -> bytes | None:
         try:
