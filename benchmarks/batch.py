@@ -43,6 +43,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     wishes = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # as the others: Ray's default lets its workers stand back on a busy machine
     with tempfile.TemporaryDirectory(prefix="batch-") as folder:
         settings = Settings(batch=BatchSettings(cpus_per_slide=cores))
         job = Job(folder, find_model(DEFAULT_MODEL), settings, overwrite=True, threads=cores)

@@ -81,6 +81,11 @@ def differences(out: Path, reference: dict[str, dict[str, str]]) -> list[str]:
     return wrong
 
 
+def half_results(out: Path) -> set[str]:
+    """Names of the folders in which results are being made; the last part is the process."""
+    return {p.name for p in out.glob(".*.partial-*") if p.is_dir()}
+
+
 def session(pid: int) -> list[int]:
     """Living processes of a session."""
     found = []
@@ -107,7 +112,7 @@ def trial_kill(scans: Path, work: Path, reference: dict[str, dict[str, str]], ki
             (os.killpg if done % 2 else os.kill)(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             done += 1
-            halves += any(out.glob(".*.partial-*"))
+            halves += bool(half_results(out))
             orphans += len(outlive(pid))
             here = results(out)
             wrong += [f"kill {done}: {n} differs" for n, c in here.items() if c != reference.get(n)]
@@ -208,10 +213,10 @@ def trial_worker(scans: Path, work: Path, reference: dict[str, dict[str, str]]) 
     out = work / "worker"
     process = subprocess.Popen(arguments(scans, out, "--workers", "1", "--timeout-per-slide", "60"), stdout=-3, stderr=-3)
     for blow in (signal.SIGKILL, signal.SIGSTOP):
-        known = {p.name for p in out.glob(".*.partial-*")}
-        while process.poll() is None and not (fresh := [p for p in out.glob(".*.partial-*") if p.name not in known]):
+        known = half_results(out)
+        while process.poll() is None and not (fresh := half_results(out) - known):
             time.sleep(0.005)
-        os.kill(int(fresh[0].name.rpartition("-")[2]), blow)
+        os.kill(int(fresh.pop().rpartition("-")[2]), blow)
     process.wait()
     with (out / "failures.csv").open() as file:
         kinds = [row["error_class"] for row in csv.DictReader(file)]

@@ -29,18 +29,17 @@ _here: dict[Job, LocalExecutor] = {}
 
 
 class RayExecutor:
-    """`address`: "auto", "HOST:PORT" or "ray://HOST:10001"; "" starts a cluster on this machine. Raises UsageError when Ray is
-    not installed or the cluster does not answer."""
+    """`address`: "auto", "HOST:PORT" or "ray://HOST:10001"; "" is what RAY_ADDRESS says, else a cluster of this machine. Raises
+    UsageError when Ray is not installed or the cluster does not answer."""
 
     def __init__(self, job: Job, settings: BatchSettings, address: str = "") -> None:
         self._job = job
         self._settings = settings
         self._ray = _import_ray()
+        wanted = address or os.environ.get("RAY_ADDRESS") or "local"  # never one that happens to run here
         if not self._ray.is_initialized():
             try:
-                self._ray.init(
-                    address=address or None, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
-                )
+                self._ray.init(address=wanted, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 said = " ".join(str(error).split())
                 raise UsageError(
