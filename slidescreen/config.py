@@ -31,7 +31,8 @@ ORDERED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class BatchSettings:
-    """How many slides are screened side by side; results do not depend on it. `workers`: processes on this machine, 0 chooses
+    """How many slides are screened side by side. With another number of threads per worker the network's sums are rounded
+    otherwise: probabilities may differ by some 1e-6. `workers`: processes on this machine, 0 chooses
     one per GPU or one per 4 cores. `timeout_per_slide_s`: 0 for none. `cpus_per_slide`, `gpus_per_slide`: what a Ray task asks
     of its node. `node_losses`: how often a slide is tried again when its node is lost."""
 

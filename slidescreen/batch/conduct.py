@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
-    """Screens slides, here or elsewhere. The results do not depend on which executor, on how many workers, or on the order."""
+    """Screens slides, here or elsewhere. Results do not depend on the executor or on the order of the slides; with another
+    number of threads per worker probabilities may differ by some 1e-6."""
 
     def screen(self, tasks: Sequence[SlideTask], stop: Stop) -> Iterator[Event]:
         """Tell what happens, until every task has ended in Finished or, once asked to stop, in GivenUp or not at all."""
