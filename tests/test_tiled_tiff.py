@@ -13,6 +13,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from slidescreen.errors import OpenError
 from slidescreen.geometry import Box, Point
 from slidescreen.patches import cut_patches
 from slidescreen.records import Cell, Scale
@@ -254,14 +255,19 @@ def test_a_spoilt_jpeg_is_unreadable_never_grey(tmp_path: Path, how: str, reduct
 
 
 @pytest.mark.parametrize("kind", ["lzw", "deflate", "none"])
-def test_short_and_absurd_tiles_are_unreadable(tmp_path: Path, kind: str) -> None:
+def test_short_tiles_are_unreadable_and_absurd_ones_refused(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / "a.tif", **LOSSLESS[kind])
     with tifffile.TiffFile(path, mode="r+") as tiff:
         counts = tiff.pages[0].tags["TileByteCounts"]  # type: ignore[union-attr]
-        counts.overwrite((counts.value[0] // 3, 1 << 30, *counts.value[2:]), dtype="I")
+        whole = counts.value
+        counts.overwrite((whole[0] // 3, *whole[1:]), dtype="I")
     with fast(path) as slide:
-        assert (slide.read_pixels(Box(0, 0, 256, 128)).state == PixelState.UNREADABLE).all()
-        assert not slide.read_pixels(Box(256, 0, 100, 100)).state.any()
+        assert (slide.read_pixels(Box(0, 0, 128, 128)).state == PixelState.UNREADABLE).all()
+        assert not slide.read_pixels(Box(128, 0, 100, 100)).state.any()
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages[0].tags["TileByteCounts"].overwrite((whole[0], 1 << 30, *whole[2:]), dtype="I")  # type: ignore[union-attr]
+    with pytest.raises(OpenError, match="claims a tile of 1073741824 bytes"):
+        fast(path)
 
 
 def test_what_is_not_plain_is_refused_by_name(tmp_path: Path) -> None:

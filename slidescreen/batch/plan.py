@@ -23,6 +23,7 @@ from slidescreen.config import Settings
 from slidescreen.errors import OpenError
 from slidescreen.model import check_weights, load_card
 from slidescreen.monolayer import with_aoi
+from slidescreen.slide import SCAN_SUFFIXES, is_remote, scans_under
 from slidescreen.slide.fingerprint import fingerprint
 from slidescreen.store import SCHEMA, SUMMARY, slide_id
 from slidescreen.stored import same_request
@@ -117,6 +118,8 @@ def make_plan(
 
 def _fingerprint(path: Path) -> str | SlideFailure:
     try:
+        if not is_remote(path) and path.is_dir() and scans_under(path) != [path]:
+            raise IsADirectoryError
         return fingerprint(path)
     except OSError as error:
         unreadable = OpenError(f"{path}: {_reason(error)}")
@@ -129,6 +132,8 @@ def _reason(error: OSError) -> str:
         return "no such file; check the path"
     if isinstance(error, PermissionError):
         return "no permission to read it; change its permissions or run as another user"
+    if isinstance(error, IsADirectoryError):
+        return f"no scans in this folder (looked for {', '.join(sorted(SCAN_SUFFIXES))}); name the scans"
     return f"cannot be read ({error.strerror}); check the disk or the network share"
 
 
