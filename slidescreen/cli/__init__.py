@@ -24,6 +24,10 @@ from slidescreen.cli import (  # noqa: F401  # each adds its commands
 from slidescreen.cli.app import app, log, stopped
 from slidescreen.errors import ModelError, SlidescreenError, UsageError
 
+ORDER: Final = ("run", "report", "info", "selfcheck", "classify", "explain", "evaluate", "demo", "doctor")
+"""Of the commands in the help: what most people come for first. Groups follow."""
+app.registered_commands.sort(key=lambda command: ORDER.index(getattr(command.callback, "__name__", "")))
+
 TYPER_INTERRUPTED: Final = 130
 """What typer makes of Ctrl-C."""
 
