@@ -207,7 +207,7 @@ def _finish(
     test = [images[i] for i in split.test(fold)]
     probabilities = predict(test, folder / "model", settings.device)
     measured = measure([image.label for image in test], probabilities)
-    said = {k: v for k, v in measured.items() if v is not None}
+    said = {k: round(v, 3) for k, v in measured.items() if v is not None}
     kept = json.loads((folder / "model" / CARD).read_text(encoding="utf-8"))
     write_text(folder / "model" / CARD, json.dumps(kept | {"measured": said | {"images": str(len(test))}}, indent=1) + "\n")
     header = [*COLUMNS, *(f"p_{code}" for code in CODES), "p_blast", "p_atypical"]
