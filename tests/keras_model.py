@@ -24,6 +24,7 @@ class KerasNetwork:
 
         self.keras = keras
         keras.utils.clear_session()
+        keras.utils.set_random_seed(5)  # of the kernels, which Keras draws
         self.outputs: dict[str, Any] = {}
         image = keras.Input((400, 400, 3))
         x = self._activate(self._norm(self._convolve(image, "conv", 64, 7, 2), "bn"))
