@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from slidescreen.cli.app import log, stopped
 from slidescreen.cli.progress import View, print_line
 from slidescreen.cohort import build_cohort
 from slidescreen.errors import SlidescreenError, UsageError
+from slidescreen.overlap import usable_cores
 
 CORES_PER_WORKER = 4
 """A slide keeps about three cores busy: reading, cutting and typing run side by side."""
@@ -79,7 +79,7 @@ def _run(
         log.info("%s", line)
     shard = Shard.parse(wishes.shard) if wishes.shard else None
     slots = _slots(job, devices, len(plan.tasks)) if wishes.engine == "local" else devices
-    cores = _cores() // len(slots) if wishes.engine == "local" else int(job.settings.batch.cpus_per_slide)
+    cores = usable_cores() // len(slots) if wishes.engine == "local" else int(job.settings.batch.cpus_per_slide)
     job = dataclasses.replace(job, threads=max(1, cores))
     around = Surroundings(wishes.engine, tuple(slots), shard)
     metrics = Metrics(wishes.metrics, plan) if wishes.metrics else None
@@ -124,12 +124,8 @@ def _ending(report: Report, output: Output) -> int:
 
 def _slots(job: Job, devices: list[str], tasks: int) -> list[str]:
     """One device per worker."""
-    chosen = job.settings.batch.workers or max(len(devices), _cores() // CORES_PER_WORKER if devices == ["cpu"] else 1)
+    chosen = job.settings.batch.workers or max(len(devices), usable_cores() // CORES_PER_WORKER if devices == ["cpu"] else 1)
     return [devices[i % len(devices)] for i in range(max(1, min(chosen, tasks)))]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
