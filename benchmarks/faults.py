@@ -302,7 +302,7 @@ def trial_many(scans: Path, work: Path, number: int, until: float) -> str:
     source = min((p for p in scans.iterdir() if p.suffix == ".tif"), key=lambda p: p.stat().st_size)
     tiny(source, many, number)
     process = subprocess.Popen(
-        arguments(many, out, "--workers", "1", "--no-patches"), stdout=-3, stderr=-3, start_new_session=True
+        arguments(many, out, "--workers", "2", "--no-patches"), stdout=-3, stderr=-3, start_new_session=True
     )
     samples: list[tuple[int, dict[str, tuple[int, int]]]] = []
     step = max(1, number // 40)
