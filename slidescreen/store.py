@@ -30,7 +30,7 @@ from slidescreen.errors import OutputError
 from slidescreen.records import PATCH_PX, Cell, Explanations, Fraction, Patch, ScaleCheck, ScreenedCell, SlideResult
 from slidescreen.taxonomy import BY_CODE, CODES
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """Of the stored results. It goes up whenever a result made by an older version should be made anew: when files or fields
 change, or when the same scan, model and settings give other numbers."""
 
@@ -54,7 +54,7 @@ ROWS_AT_ONCE: Final = 4096
 COLUMNS: Final = (
     *("cell_id", "x_px", "y_px", "xmin_px", "ymin_px", "xmax_px", "ymax_px", "status", "label"),
     *(f"p_{code}" for code in CODES),
-    *("p_blast", "p_atypical", "reason", "nucleus_um2", "area_um2", "equivalent_diameter_um", "eccentricity", "focus"),
+    *("p_blast", "p_atypical", "outlier", "agreement", "reason", "nucleus_um2", "area_um2", "equivalent_diameter_um", "eccentricity", "focus"),
 )
 
 Row = dict[str, str | int | float | None]
@@ -233,6 +233,7 @@ def summary(result: SlideResult) -> dict[str, Any]:
         "area_mm2": dict(result.area_mm2),
         "cells": result.cell_counts,
         "rejected_because": result.refusals,
+        "unsure_because": result.doubts,
         "audit": dataclasses.asdict(result.audit),
         "overview_downsample": result.overview.downsample,
         "counts": dict(d.counts),
@@ -283,7 +284,7 @@ def _fraction(fraction: Fraction) -> dict[str, Any]:
 
 
 def row(cell: ScreenedCell, classes: Sequence[str]) -> Row:
-    """A cell as a line of `cells.csv`; positions in level-0 px, empty probabilities where the cell was not typed."""
+    """A cell as a line of `cells.csv`; positions in level-0 px, empty probabilities where the classifier was not asked."""
     c = cell.cell
     p = None if cell.probabilities is None else dict(zip(classes, cell.probabilities.tolist(), strict=True))
     return {
@@ -299,7 +300,9 @@ def row(cell: ScreenedCell, classes: Sequence[str]) -> Row:
         **{f"p_{code}": _rounded(p[code] if p else None) for code in CODES},
         "p_blast": _rounded(cell.p_blast),
         "p_atypical": _rounded(cell.p_atypical),
-        "reason": c.refusal,
+        "outlier": _rounded(cell.outlier),
+        "agreement": _rounded(cell.agreement),
+        "reason": cell.reason,
         "nucleus_um2": round(c.nucleus_um2, 1),
         "area_um2": _rounded(c.area_um2, 1),
         "equivalent_diameter_um": _rounded(c.equivalent_diameter_um, 2),

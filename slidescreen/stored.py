@@ -179,13 +179,14 @@ def _cells(folder: Path, classes: tuple[str, ...]) -> Iterator[ScreenedCell]:
 
 def _cell(row: Mapping[str, Any], columns: list[str], outline: Outline) -> ScreenedCell:
     box = Box(row["xmin_px"], row["ymin_px"], row["xmax_px"] - row["xmin_px"], row["ymax_px"] - row["ymin_px"])
-    typed = row[columns[0]] is not None
+    asked = row[columns[0]] is not None
+    reason = row["reason"] or ""
     cell = Cell(
         centre=Point(row["x_px"], row["y_px"]),
         box=box,
         nucleus_um2=row["nucleus_um2"],
         edge=row["status"] == "edge",
-        refusal=row["reason"] or "",
+        refusal="" if asked else reason,
         outline=outline if row["area_um2"] is not None else (),
         area_um2=row["area_um2"],
         eccentricity=row["eccentricity"],
@@ -196,9 +197,12 @@ def _cell(row: Mapping[str, Any], columns: list[str], outline: Outline) -> Scree
         cell=cell,
         status=row["status"],
         label=row["label"] or "",
-        probabilities=np.array([row[c] for c in columns], np.float32) if typed else None,
+        probabilities=np.array([row[c] for c in columns], np.float32) if asked else None,
         p_blast=row["p_blast"],
         p_atypical=row["p_atypical"],
+        reason=reason,
+        outlier=row["outlier"],
+        agreement=row["agreement"],
     )
 
 
