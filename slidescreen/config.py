@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from slidescreen.classify import DEVICE, ORIENTATIONS, ClassifySettings
+from slidescreen.classify import DEVICE, ClassifySettings
 from slidescreen.detect import DetectSettings
 from slidescreen.detector_model import DEFAULT_DETECTOR, load_detector_card
 from slidescreen.differential import DifferentialSettings
+from slidescreen.engines import ORIENTATIONS
 from slidescreen.errors import UsageError
 from slidescreen.explain import MOST_CELLS, ExplainSettings
 from slidescreen.model import find_model

@@ -22,7 +22,6 @@ from slidescreen.taxonomy import (
     probability_of,
 )
 
-
 NO_LEUKOCYTE: Final = "looks like no leukocyte of the 15 classes"
 NO_CLASS: Final = "no class likely enough"
 NEAR_TIE: Final = "two classes nearly equally likely"
@@ -66,7 +65,7 @@ def screen_cells(
         if p is None:
             yield ScreenedCell(number, cell, "rejected" if cell.refusal else "edge", "", None, None, None, cell.refusal)
             continue
-        status, reason = _judged(prediction, p, settings)
+        status, reason = judge(p, prediction.outlier, prediction.agreement, settings)
         yield ScreenedCell(
             id=number,
             cell=cell,
@@ -81,16 +80,18 @@ def screen_cells(
         )
 
 
-def _judged(prediction: Prediction, p: NDArray[np.float32], settings: DifferentialSettings) -> tuple[Status, str]:
-    """Status of a cell that the classifier was asked about, and why it is not counted."""
+def judge(
+    p: NDArray[np.float32], outlier: float | None, agreement: float | None, settings: DifferentialSettings
+) -> tuple[Status, str]:
+    """Status of a cell with probabilities (15,), and why it is not counted; see `records.Prediction` for the other two."""
     second, best = (float(v) for v in np.sort(p)[-2:])
-    if settings.reject and prediction.outlier is not None and prediction.outlier > 0:
+    if settings.reject and outlier is not None and outlier > 0:
         return "rejected", NO_LEUKOCYTE
     if best < settings.min_probability:
         return "unsure", NO_CLASS
     if best - second < settings.min_margin:
         return "unsure", NEAR_TIE
-    if prediction.agreement is not None and prediction.agreement < settings.min_agreement:
+    if agreement is not None and agreement < settings.min_agreement:
         return "unsure", TURNS_DISAGREE
     return "typed", ""
 

@@ -180,7 +180,8 @@ class Patch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """A cell and its calibrated class probabilities, (15,) float32 summing to 1 in the model's class order; None when not asked.
+    """A cell and its calibrated class probabilities, (15,) float32 summing to 1 in the model's class order; None when not
+    asked.
 
     `outlier`: how far it is from the leukocytes that the model knows, above 0 beyond what it accepts (`rejection`); None where
     not asked, or where the model cannot tell. `agreement`: share of the orientations whose best class is the best one of their

@@ -265,16 +265,16 @@ def same_request(
     *,
     fingerprint: str,
     wanted_scale: float | Literal["auto"] | None,
-    sha256: str,
+    model: str,
     settings: Mapping[str, Any],
 ) -> bool:
-    """Whether a stored summary is of the same scan, asked for at the same scale, by the same model and settings, and of this
-    version's `SCHEMA`."""
+    """Whether a stored summary is of the same scan, asked for at the same scale, by the same model (its `identity`) and
+    settings, and of this version's `SCHEMA`."""
     try:
         return bool(
             found["slide"]["fingerprint"] == fingerprint
             and found["slide"]["um_per_px_wanted"] == wanted_scale
-            and found["model"]["sha256"] == sha256
+            and found["model"]["identity"] == model
             and found["settings"] == json.loads(json.dumps(settings))
             and found["schema"] == SCHEMA
         )
@@ -287,7 +287,7 @@ def is_current(
     *,
     fingerprint: str,
     wanted_scale: float | Literal["auto"] | None,
-    sha256: str,
+    model: str,
     settings: Mapping[str, Any],
 ) -> bool:
     """Whether the folder holds a whole result of this request; see `same_request`."""
@@ -295,5 +295,5 @@ def is_current(
         found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    same = same_request(found, fingerprint=fingerprint, wanted_scale=wanted_scale, sha256=sha256, settings=settings)
+    same = same_request(found, fingerprint=fingerprint, wanted_scale=wanted_scale, model=model, settings=settings)
     return same and (folder / REPORT).is_file()

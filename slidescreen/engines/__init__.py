@@ -2,6 +2,6 @@
 
 from slidescreen.engines.choose import open_engine
 from slidescreen.engines.engine import Engine, Outputs
-from slidescreen.engines.settings import DEVICE, ClassifySettings, choose_device, choose_devices
+from slidescreen.engines.settings import DEVICE, ORIENTATIONS, ClassifySettings, choose_device, choose_devices
 
-__all__ = ["DEVICE", "ClassifySettings", "Engine", "Outputs", "choose_device", "choose_devices", "open_engine"]
+__all__ = ["DEVICE", "ORIENTATIONS", "ClassifySettings", "Engine", "Outputs", "choose_device", "choose_devices", "open_engine"]

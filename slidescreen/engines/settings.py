@@ -8,16 +8,19 @@ from typing import Final
 
 from slidescreen.errors import UsageError
 
+ORIENTATIONS: Final = (1, 8)
 DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+(,\d+)*)?")
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifySettings:
     """`device`: auto (CUDA where there is one), cpu, cuda, or cuda:1; several, "cuda:0,1", are shared out between the workers
-    of a batch. `batch_size` in patches; 0 chooses 16 on a CPU, 256 on CUDA."""
+    of a batch. `batch_size` in patches; 0 chooses 16 on a CPU, 256 on CUDA. `tta`: in how many orientations each patch is
+    looked at, 1 or 8; the only one of these on which results depend."""
 
     device: str = "auto"
     batch_size: int = 0
+    tta: int = 1
 
 
 def choose_device(wanted: str) -> str:

@@ -213,7 +213,7 @@ def by_reason(reasons: Mapping[str, int]) -> list[Line]:
 def rejects(result: SlideResult) -> str:
     """Whether what is no leukocyte of the 15 classes was looked for, in a sentence."""
     if not result.model.rejects:
-        return "This model cannot tell what is no leukocyte of its 15 classes: whatever was found as a cell has been given a class."
+        return "This model cannot tell what is no leukocyte of its 15 classes: every cell that was found got a class."
     if not result.settings.get("differential", {}).get("reject", True):
         return "The refusal of what is no leukocyte of the 15 classes was switched off (differential.reject)."
     return "The model refuses what looks like no leukocyte of its 15 classes; how well it does is in its README."

@@ -1,5 +1,5 @@
-"""Pictures that are no leukocyte of the 15 classes, for fitting and measuring rejection: red cells, empty ground and platelets
-cut from labelled fields, and leukocytes put out of focus."""
+"""Pictures for fitting and measuring rejection: red cells, empty ground, platelets and leukocytes cut from labelled fields, and
+leukocytes put out of focus."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OUT_OF_FOCUS: Final = {0.5: "leukocytes blurred, 0.5 um", 1.0: "out of focus, 1 
 """Standard deviation of the blur in um -> kind. At 0.5 um most cells can still be typed: told, not asked to be refused."""
 
 CAMERAS: Final = ("bccd", "bcd")
-"""Cameras whose fields have all their cells labelled; those of the others hold leukocytes labelled as red cells, or no red cells."""
+"""Cameras whose fields have all their cells labelled; the others label no red cells, or leukocytes as such."""
 PER_FIELD: Final = {RED_CELL: 2, PLATELET: 2, GROUND: 1}
 MOST: Final = 120
 """Pictures of a kind from one camera."""
@@ -37,8 +37,14 @@ GROUND_UM: Final = 2.5
 """Distance of empty ground from any box."""
 
 
+LEUKOCYTES: Final = "leukocytes of {}"
+"""Kind of the leukocytes of a camera."""
+INSIDE_UM: Final = 13.0
+"""Distance of a leukocyte's centre from the border of the field."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Negative:
+class Cutout:
     """`group`: the field it was cut from; pictures of one field are never parted. `pixels` (400, 400, 3) uint8 RGB, 29 um."""
 
     kind: str
@@ -46,7 +52,7 @@ class Negative:
     pixels: RgbImage
 
 
-def cut_negatives(folder: Path, seed: int = 0) -> Iterator[Negative]:
+def cut_strangers(folder: Path, seed: int = 0) -> Iterator[Cutout]:
     """Red cells, ground and platelets of the fields in `folder`, from as many fields as can be.
 
     Raises UsageError when it holds no `fields.csv`.
@@ -61,7 +67,24 @@ def cut_negatives(folder: Path, seed: int = 0) -> Iterator[Negative]:
             for kind, x, y in _places(fields[i], image.shape[:2], rng):
                 if taken[fields[i].camera, kind] < MOST:
                     taken[fields[i].camera, kind] += 1
-                    yield Negative(kind, fields[i].path.name, _cut(image, x, y, fields[i].um_per_px))
+                    yield Cutout(kind, fields[i].path.name, _cut(image, x, y, fields[i].um_per_px))
+
+
+def cut_leukocytes(folder: Path, seed: int = 0) -> Iterator[Cutout]:
+    """Leukocytes of unknown class, from fields of every camera. Raises UsageError when the folder holds no `fields.csv`."""
+    rng = np.random.default_rng(seed)
+    fields = [f for split in ("train", "val") for f in list_fields(folder, split)]
+    taken: Counter[str] = Counter()
+    for i in rng.permutation(len(fields)).tolist():
+        if taken[fields[i].camera] >= MOST:
+            continue
+        image, um = read_image(fields[i].path), fields[i].um_per_px
+        for box in fields[i].boxes:
+            x, y = (box.xmin + box.xmax) / 2, (box.ymin + box.ymax) / 2
+            inside = min(x, y, image.shape[1] - x, image.shape[0] - y) * um > INSIDE_UM
+            if box.label == "WBC" and inside and taken[fields[i].camera] < MOST:
+                taken[fields[i].camera] += 1
+                yield Cutout(LEUKOCYTES.format(fields[i].camera), fields[i].path.name, _cut(image, x, y, um))
 
 
 def blurred(patch: RgbImage, sigma_um: float) -> RgbImage:
