@@ -168,7 +168,7 @@ def test_every_class_is_shown_equally_often(lesson: loop.Lesson) -> None:
     assert counts == {0: 10, 1: 10, 2: 10, 6: 30, 12: 15, 13: 15}
     assert np.array_equal(rows, loop.draw_epoch(few, replace(RECIPE, per_class=30), 0))
     assert not np.array_equal(rows, loop.draw_epoch(few, replace(RECIPE, per_class=30), 1))
-    by_source = Counter(loop.draw_epoch(few, replace(RECIPE, per_class=30, balance_sources=True), 0).tolist())
+    by_source = Counter(loop.draw_epoch(few, replace(RECIPE, per_class=30, source_balance=1.0), 0).tolist())
     assert by_source[1] == 15
     assert by_source[0] + by_source[2] == 15
 
@@ -280,7 +280,18 @@ def test_an_image_that_cannot_be_read_stops_the_packing_and_leaves_nothing(tmp_p
 def test_recipes_that_come_along() -> None:
     paper, fast = load_recipe("paper"), load_recipe("fast")
     assert (paper.architecture, paper.input_px, paper.epochs, paper.per_class) == ("matek2019", 400, 15, 10_000)
-    beyond = ("label_smoothing", "average", "mixup", "scale", "colour", "stain", "blur", "balance_sources")
+    beyond = (
+        "label_smoothing",
+        "average",
+        "mixup",
+        "scale",
+        "colour",
+        "stain",
+        "blur",
+        "source_balance",
+        "start",
+        "first_share",
+    )
     assert not any(getattr(paper, name) for name in beyond)
     assert any(getattr(fast, name) for name in beyond)
 

@@ -28,7 +28,7 @@ RECIPE = Recipe(architecture="sequential", input_px=32, epochs=4, per_class=32, 
 
 def train(data: Path, out: Path, **changes: object) -> list[object]:
     settings = RunSettings(out, out.parent / "packed", "cpu", **({"split": "patient", "folds": 3} | changes))  # type: ignore[arg-type]
-    return list(train_folds(usable_images(list_images(data)), RECIPE, settings, starter(RECIPE, None)))
+    return list(train_folds(usable_images(list_images(data)), RECIPE, settings, starter(RECIPE)))
 
 
 def rows(path: Path) -> list[dict[str, str]]:
