@@ -238,10 +238,8 @@ def _training_data(chosen: _Chosen, fold: int) -> str:
     data = chosen.told["data"]
     sources = ", ".join(f"{name or 'source unnamed'} {n}" for name, n in data["per_source"].items())
     patients = len({(image.source, image.patient) for image in chosen.unseen if image.patient})
-    aside = f"{len(chosen.unseen)} of them, {patients} whole patients among them, were kept aside (fold {fold})"
-    return (
-        f"{data['images']} images of single cells ({sources}). {aside}; calibration, rejection and every number rest on these."
-    )
+    aside = f"{len(chosen.unseen)} of them, {patients} whole patients among them, were kept aside (fold {fold})."
+    return f"{data['images']} images of single cells ({sources}). {aside} Calibration, rejection and all numbers rest on these."
 
 
 def _hashes(settings: ReleaseSettings) -> dict[str, str]:

@@ -55,6 +55,7 @@ def describe(card: Mapping[str, Any], tables: Sequence[Table], half: bool) -> st
     """The README as Markdown; `card` as it is written, `tables` in order."""
     training, calibration, rejection = card["training"], card["calibration"], card["rejection"]
     recipe = training["recipe"]
+    kinds = ", ".join(rejection["fitted_on"]) or "no strangers"
     said = ", ".join(f"{name} {value}" for name, value in card["measured"].items())
     again = f"--fold {training['fold']} --split models/{card['name']}/split.csv"
     lines = [
@@ -70,7 +71,7 @@ def describe(card: Mapping[str, Any], tables: Sequence[Table], half: bool) -> st
         f"- **Measured on images it has not seen**: {said}.",
         f"- **Calibration**: logits are divided by {calibration['temperature']:g}.",
         f"- **Refuses what is no leukocyte of its classes**: {rejection['score']}; threshold {rejection['threshold']:g}, "
-        f"which keeps {100 * rejection['kept']:g} % of leukocytes. Fitted on: {', '.join(rejection['fitted_on']) or 'no strangers'}.",
+        f"which keeps {100 * rejection['kept']:g} % of leukocytes. Fitted on: {kinds}.",
         f"- **Limits**: {card['limits']}",
         f"- **Licences**: {card['licence']}",
         "",
