@@ -192,8 +192,8 @@ def _warnings(areas: dict[str, float], cells: list[ScreenedCell], d: Differentia
     refused = sum(c.reason == NO_LEUKOCYTE for c in cells)
     if refused > MANY_REFUSED * (d.leukocytes + refused) and refused >= LEAST_REFUSED:
         yield (
-            f"{refused} cells were refused because they look like no leukocyte of the 15 classes ({d.leukocytes} leukocytes were "
-            "counted): platelets or debris, or a stain or scanner unlike those that the model learned from. See their gallery."
+            f"{refused} cells were refused because they look like no leukocyte of the 15 classes ({d.leukocytes} leukocytes "
+            "were counted): platelets or debris, or a stain or scanner unlike those that the model learned from. See their gallery."
         )
     if d.smudge_per_100_wbc is not None and d.smudge_per_100_wbc > 10:
         yield f"{d.smudge_per_100_wbc:.0f} smudge cells per 100 leukocytes: broken cells may be blasts and are not counted."
