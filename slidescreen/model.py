@@ -188,6 +188,4 @@ def prepare(patches: torch.Tensor, card: ModelCard) -> torch.Tensor:
     x = patches.permute(0, 3, 1, 2).float().div_(255)
     if x.shape[-1] != card.input_px:
         x = functional.interpolate(x, size=(card.input_px, card.input_px), mode="bilinear", antialias=True)
-    mean = torch.tensor(card.mean, device=x.device).view(1, 3, 1, 1)
-    std = torch.tensor(card.std, device=x.device).view(1, 3, 1, 1)
-    return (x - mean) / std
+    return torch.stack([(x[:, i] - card.mean[i]) / card.std[i] for i in range(3)], dim=1)
