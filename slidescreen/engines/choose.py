@@ -34,7 +34,9 @@ def choose_engine(settings: ClassifySettings, device: str) -> EngineName:
         fast = device == "cpu" and not settings.deterministic and find_spec("openvino") is not None
         name = "openvino" if fast else "torch"
     if settings.precision not in PRECISIONS[name]:
-        raise UsageError(f"--engine {name}: does not compute in {settings.precision}; it does in {', '.join(PRECISIONS[name][1:])}")
+        raise UsageError(
+            f"--engine {name}: does not compute in {settings.precision}; it does in {', '.join(PRECISIONS[name][1:])}"
+        )
     if name == "openvino" and device != "cpu":
         raise UsageError(f"--engine openvino: runs on the CPU, not on {device}; use --device cpu, or --engine torch")
     return name

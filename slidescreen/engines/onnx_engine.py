@@ -29,7 +29,9 @@ class OnnxEngine:
 
         provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
         if provider not in onnxruntime.get_available_providers():
-            raise UsageError(f"--engine onnxruntime: this onnxruntime has no {provider}; install onnxruntime-gpu, or --device cpu")
+            raise UsageError(
+                f"--engine onnxruntime: this onnxruntime has no {provider}; install onnxruntime-gpu, or --device cpu"
+            )
         self.name, self.device = "onnxruntime float32", device
         self.batch_size = settings.batch_size or 16
         self._prepare = Preparation(card)
@@ -64,7 +66,12 @@ def onnx_key(card: ModelCard) -> dict[str, str]:
     """What the ONNX form of a network depends on."""
     import torch
 
-    return {"engine": "onnx", "version": torch.__version__, "weights": card.sha256, "card": f"{card.architecture} {card.input_px}"}
+    return {
+        "engine": "onnx",
+        "version": torch.__version__,
+        "weights": card.sha256,
+        "card": f"{card.architecture} {card.input_px}",
+    }
 
 
 def onnx_bytes(folder: Path, card: ModelCard, batch: int = 1) -> bytes:
