@@ -16,24 +16,25 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import nn
-from torch.nn import functional
 
 from slidescreen.errors import ModelError, OutputError
-from slidescreen.networks import NETWORKS, build_network, load_weights
 from slidescreen.records import PATCH_UM, ModelInfo
 from slidescreen.rejection import Rejection, read_rejection, save_rejection
 from slidescreen.taxonomy import CODES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 DEFAULT_MODEL: Final = "resnext50-seed"
 CARD: Final = "card.json"
 WEIGHTS: Final = "weights.safetensors"
 REJECTION: Final = "rejection.safetensors"
+ARCHITECTURES: Final = ("resnext50_32x4d", "matek2019", "sequential")
+"""Those of `networks.NETWORKS`, known without loading torch."""
 PICKLE_SUFFIXES: Final = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"})
 
 
@@ -128,8 +129,8 @@ def _card(name: str, data: Mapping[str, Any]) -> ModelCard:
         missing = " ".join(sorted(set(CODES) - set(classes)))
         extra = " ".join(sorted(set(classes) - set(CODES)))
         raise ValueError(f"classes must be the 15 codes, each once (missing: {missing or 'none'}, unknown: {extra or 'none'})")
-    if data["architecture"] not in NETWORKS:
-        raise ValueError(f"architecture {data['architecture']!r} is not known (known: {', '.join(NETWORKS)})")
+    if data["architecture"] not in ARCHITECTURES:
+        raise ValueError(f"architecture {data['architecture']!r} is not known (known: {', '.join(ARCHITECTURES)})")
     if float(data["patch_um"]) != PATCH_UM:
         raise ValueError(f"patch_um {data['patch_um']} must be {PATCH_UM}")
     input_px = int(data["input_px"])
@@ -206,6 +207,8 @@ def load_rejection(folder: Path, card: ModelCard) -> Rejection | None:
 
 def load_network(folder: Path, card: ModelCard) -> nn.Module:
     """The network with its weights, float32, in evaluation mode, on the CPU. Raises ModelError when they do not fit."""
+    from slidescreen.networks import build_network, load_weights
+
     path = check_weights(folder, card.sha256)
     network = build_network(card.architecture, len(card.classes))
     load_weights(network, path, card.architecture)
@@ -225,6 +228,8 @@ def write_model(
 
     `card` holds every other field of `card.json`. Raises OutputError where the folder is there already or cannot be written.
     """
+    from safetensors.torch import save_file
+
     if folder.exists():
         raise OutputError(f"{folder}: is there already; choose another folder with -o, or remove it")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -254,9 +259,9 @@ def _sha256(path: Path) -> str:
 
 def prepare(patches: torch.Tensor, card: ModelCard) -> torch.Tensor:
     """(n, 400, 400, 3) uint8 RGB -> (n, 3, input_px, input_px) float32 as the card asks for it, on the same device."""
+    import torch
+
     x = patches.permute(0, 3, 1, 2).float().div_(255)
     if x.shape[-1] != card.input_px:
-        x = functional.interpolate(x, size=(card.input_px, card.input_px), mode="bilinear", antialias=True)
-    mean = torch.tensor(card.mean, device=x.device).view(1, 3, 1, 1)
-    std = torch.tensor(card.std, device=x.device).view(1, 3, 1, 1)
-    return (x - mean) / std
+        x = torch.nn.functional.interpolate(x, size=(card.input_px, card.input_px), mode="bilinear", antialias=True)
+    return torch.stack([(x[:, i] - card.mean[i]) / card.std[i] for i in range(3)], dim=1)
