@@ -6,7 +6,6 @@ of body it is and where that body's centre is, and per 2 x 2 px whether they are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from slidescreen.errors import ModelError
-from slidescreen.model import CARD, check_weights
+from slidescreen.model import CARD, check_weights, read_card
 
 DEFAULT_DETECTOR: Final = "leukocyte-detector"
 ARCHITECTURE: Final = "slidescreen.LeukocyteNet"
@@ -126,9 +125,8 @@ class DetectorCard:
 
 def load_detector_card(folder: Path) -> DetectorCard:
     """Read and check `card.json`. Raises ModelError naming what is wrong."""
-    path = folder / CARD
+    path, data = folder / CARD, read_card(folder)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
         if data["architecture"] != ARCHITECTURE:
             raise ModelError(f"{path}: architecture {data['architecture']!r} is not {ARCHITECTURE}; give a detector's folder")
         return DetectorCard(
@@ -142,7 +140,7 @@ def load_detector_card(folder: Path) -> DetectorCard:
         )
     except KeyError as error:
         raise ModelError(f"{path}: field {error} is missing; complete the card") from None
-    except (OSError, UnicodeDecodeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as a detector's card ({error}); install it again") from error
 
 

@@ -32,6 +32,7 @@ LAYERS: list[list[str]] = [
     ["detector_network"],
     ["painting"],
     ["demo"],
+    ["installed"],
     ["config"],
     ["pipeline"],
     ["batch", "training", "evaluation"],
