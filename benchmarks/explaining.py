@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from slidescreen.classify import ClassifySettings, TorchClassifier
+from slidescreen.classify import ClassifySettings, load_classifier
 from slidescreen.explain import ExplainSettings, explain
 from slidescreen.model import DEFAULT_MODEL, find_model
 from slidescreen.records import PATCH_PX, PATCH_UM
@@ -59,7 +59,7 @@ def main() -> None:
         mask = np.asarray(Image.open(asked.masks / row["mask"]))
         pairs.append(planted(read_image(asked.masks / row["file"]), mask, SHIFT_PX[i % 4]))
     patches, cells = (np.stack(each) for each in zip(*pairs, strict=True))
-    classifier = TorchClassifier(find_model(asked.model), ClassifySettings())
+    classifier = load_classifier(find_model(asked.model), ClassifySettings())
     area = cells.mean((1, 2))
     print(f"{len(rows)} cells, {100 * area.mean():.0f} % of the area, model {classifier.card.name}")
     for method in ("saliency", "gradcam"):

@@ -4,12 +4,12 @@ Research use; a pre-classification that needs review by a morphologist. The comm
 
     from pathlib import Path
     from slidescreen.batch import RunOptions, run_batch
-    from slidescreen.classify import TorchClassifier
+    from slidescreen.classify import load_classifier
     from slidescreen.config import Settings
     from slidescreen.model import DEFAULT_MODEL, find_model
 
     settings = Settings()
-    classifier = TorchClassifier(find_model(DEFAULT_MODEL), settings.classify)
+    classifier = load_classifier(find_model(DEFAULT_MODEL), settings.classify)
     for outcome in run_batch([Path("scan.tif")], classifier, settings, RunOptions(Path("out"))):
         print(outcome)
 """

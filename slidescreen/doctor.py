@@ -13,7 +13,7 @@ import numpy as np
 import openslide
 import torch
 
-from slidescreen.classify import ClassifySettings, TorchClassifier, choose_device
+from slidescreen.classify import ClassifySettings, choose_device, load_classifier
 from slidescreen.demo import write_pyramid
 from slidescreen.detect import DetectSettings
 from slidescreen.detector_model import DEFAULT_DETECTOR, load_detector_card
@@ -95,7 +95,7 @@ def _detector() -> str:
 
 
 def _model() -> str:
-    classifier = TorchClassifier(find_model(DEFAULT_MODEL), ClassifySettings())
+    classifier = load_classifier(find_model(DEFAULT_MODEL), ClassifySettings())
     p = classifier.probabilities(np.full((1, PATCH_PX, PATCH_PX, 3), 255, np.uint8))
     if not np.isfinite(p).all() or abs(float(p.sum()) - 1) > 1e-3:
         raise ValueError("probabilities do not sum to 1")

@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from slidescreen.classify import TorchClassifier
+from slidescreen.classify import Classifier
 from slidescreen.errors import OpenError, OutputError, SlidescreenError, UsageError
 from slidescreen.explain import MOST_CELLS, ExplainSettings, batch_size, explain
 from slidescreen.patches import patch_of_image
@@ -102,7 +102,7 @@ def patches_of_images(paths: Sequence[Path], um_per_px: float, failures: list[Sl
 
 
 def write_explained(
-    out: Path, title: str, patches: Iterable[NamedPatch], classifier: TorchClassifier, settings: ExplainSettings
+    out: Path, title: str, patches: Iterable[NamedPatch], classifier: Classifier, settings: ExplainSettings
 ) -> int:
     """One PNG a cell (picture | overlay) and `index.html`, complete or not at all; some cells at a time. Returns how many.
 
@@ -131,7 +131,7 @@ def write_explained(
 
 
 def _explained(
-    some: Sequence[NamedPatch], folder: Path, classifier: TorchClassifier, settings: ExplainSettings
+    some: Sequence[NamedPatch], folder: Path, classifier: Classifier, settings: ExplainSettings
 ) -> Iterator[ExplainedCell]:
     pixels = np.stack([patch.pixels for patch in some])
     maps = np.round(255 * explain(pixels, classifier, settings)).astype(np.uint8)

@@ -87,7 +87,7 @@ def screen_slide(
         settings=settings.result_settings(),
         version=VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        device=classifier.device,
+        device=classifier.told,
         timings_s=clock.seconds,
         warnings=(*slide.notes, *_scale_warnings(slide, info, check), *_warnings(areas, screened, differential)),
         scale_check=check,

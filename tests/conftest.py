@@ -50,6 +50,7 @@ class StandIn:
     def __init__(self, batch_size: int = 4) -> None:
         self.card: ModelCard = replace(load_card(find_model(DEFAULT_MODEL)), name="stand-in", sha256="0" * 64)
         self.device = "cpu"
+        self.told = "cpu, stand-in"
         self.batch_size = batch_size
         self.batches: list[int] = []
 

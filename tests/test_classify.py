@@ -1,6 +1,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from slidescreen.classify import ClassifySettings, TorchClassifier, choose_device, choose_devices, classify
+from slidescreen.classify import Classifier, ClassifySettings, choose_device, choose_devices, classify, load_classifier
+from slidescreen.engines import Outputs
+from slidescreen.engines.torch_engine import TorchEngine
 from slidescreen.errors import UsageError
 from slidescreen.geometry import Box, Point
 from slidescreen.model import DEFAULT_MODEL, find_model
@@ -50,15 +53,15 @@ def test_memory_is_bounded_whatever_comes() -> None:
 
 
 @pytest.fixture(scope="module")
-def real() -> TorchClassifier:
-    return TorchClassifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu", 4))
+def real() -> Classifier:
+    return load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu", 4))
 
 
 def some_patches(n: int) -> NDArray[np.uint8]:
     return np.random.default_rng(1).integers(0, 256, (n, 400, 400, 3)).astype(np.uint8)
 
 
-def test_probabilities_sum_to_one_and_do_not_depend_on_the_batch(real: TorchClassifier) -> None:
+def test_probabilities_sum_to_one_and_do_not_depend_on_the_batch(real: Classifier) -> None:
     images = some_patches(5)
     together = real.probabilities(images)
     alone = np.concatenate([real.probabilities(images[i : i + 1]) for i in range(5)])
@@ -70,19 +73,20 @@ def test_probabilities_sum_to_one_and_do_not_depend_on_the_batch(real: TorchClas
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(
-    real: TorchClassifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    real: Classifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     images = some_patches(7)
     expected = real.probabilities(images)
-    forward = real._forward
+    engine = cast(TorchEngine, real.engine)
+    forward = engine._forward
 
-    def short_of_memory(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def short_of_memory(batch: NDArray[np.uint8]) -> Outputs:
         if len(batch) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(batch)
 
-    monkeypatch.setattr(real, "_forward", short_of_memory)
-    monkeypatch.setattr(real, "batch_size", 4)
+    monkeypatch.setattr(engine, "_forward", short_of_memory)
+    monkeypatch.setattr(engine, "batch_size", 4)
     monkeypatch.setattr(logging.getLogger("slidescreen"), "propagate", True)
     with caplog.at_level(logging.WARNING):
         assert np.allclose(real.probabilities(images), expected, atol=1e-5)
@@ -105,9 +109,9 @@ def test_cuda_without_a_gpu_is_refused() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_cuda_gives_the_same_answers(real: TorchClassifier) -> None:
+def test_cuda_gives_the_same_answers(real: Classifier) -> None:
     images = some_patches(16)
-    cuda = TorchClassifier(find_model(DEFAULT_MODEL), ClassifySettings("cuda")).probabilities(images)
+    cuda = load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cuda")).probabilities(images)
     assert np.abs(cuda - real.probabilities(images)).max() < 0.05
 
 

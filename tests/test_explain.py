@@ -19,7 +19,7 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 from slidescreen.batch import RunOptions, SlideDone, run_batch
-from slidescreen.classify import ClassifySettings, TorchClassifier
+from slidescreen.classify import Classifier, ClassifySettings, load_classifier
 from slidescreen.cli import app
 from slidescreen.config import Settings
 from slidescreen.demo import paint_smear
@@ -57,8 +57,8 @@ def plant(code: str, x: int, y: int, seed: int) -> tuple[NDArray[np.uint8], NDAr
 
 
 @pytest.fixture(scope="module")
-def real() -> TorchClassifier:
-    return TorchClassifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu"))
+def real() -> Classifier:
+    return load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,9 @@ def shares(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[np.fl
     return np.array([m[mask].sum() / m.sum() for m, mask in zip(maps, masks, strict=True)], float)
 
 
-def unlearned(real: TorchClassifier) -> TorchClassifier:
+def unlearned(real: Classifier) -> Classifier:
     """The same network with the values of every weight tensor shuffled."""
-    other = TorchClassifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu"))
+    other = load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu"))
     generator = torch.Generator().manual_seed(0)
     for parameter in other.network.parameters():
         if parameter.ndim > 1:
@@ -86,7 +86,7 @@ def unlearned(real: TorchClassifier) -> TorchClassifier:
 
 @pytest.mark.parametrize(("settings", "least", "missed"), [(SALIENCY, 2.4, 0), (GRADCAM, 2.1, 1)])
 def test_the_map_lies_on_the_planted_cell(
-    real: TorchClassifier,
+    real: Classifier,
     planted: tuple[NDArray[np.uint8], NDArray[np.bool_]],
     settings: ExplainSettings,
     least: float,
@@ -114,7 +114,7 @@ def test_the_map_lies_on_the_planted_cell(
     assert chance.mean() < 1.3, chance
 
 
-def test_moving_the_cell_moves_the_map(real: TorchClassifier, planted: tuple[NDArray[np.uint8], NDArray[np.bool_]]) -> None:
+def test_moving_the_cell_moves_the_map(real: Classifier, planted: tuple[NDArray[np.uint8], NDArray[np.bool_]]) -> None:
     patches, masks = planted
     maps = explain(patches[:4], real, SALIENCY)
     y, x = np.mgrid[:400, :400]
@@ -130,7 +130,7 @@ def test_moving_the_cell_moves_the_map(real: TorchClassifier, planted: tuple[NDA
 
 @pytest.mark.parametrize("settings", [SALIENCY, GRADCAM, BLAST_SALIENCY])
 def test_maps_are_in_range_and_do_not_depend_on_the_batch(
-    real: TorchClassifier, planted: tuple[NDArray[np.uint8], NDArray[np.bool_]], settings: ExplainSettings
+    real: Classifier, planted: tuple[NDArray[np.uint8], NDArray[np.bool_]], settings: ExplainSettings
 ) -> None:
     patches = planted[0][3:5]
     together = explain(patches, real, settings)
@@ -229,7 +229,7 @@ def test_the_overlay_hides_nothing_where_the_map_is_low() -> None:
 
 
 @pytest.fixture(scope="module")
-def result(scan: Path, real: TorchClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def result(scan: Path, real: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stored result with maps of three cells."""
     settings = Settings(explain=ExplainSettings(top=3))
     (done,) = run_batch([scan], real, settings, RunOptions(tmp_path_factory.mktemp("out")))

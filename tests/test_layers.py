@@ -12,6 +12,7 @@ STAGES = [
         "detect",
         "patches",
         "model",
+        "engines",
         "classify",
         "explain",
         "differential",
@@ -45,6 +46,8 @@ LAYERS: list[list[str]] = [
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 ALLOWED = {
     ("classify", "model"),
+    ("classify", "engines"),
+    ("engines", "model"),
     ("explain", "model"),
     ("stored", "store"),
     ("errors", "geometry"),

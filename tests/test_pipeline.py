@@ -10,7 +10,7 @@ import tifffile
 from conftest import StandIn
 
 from slidescreen.batch import identify
-from slidescreen.classify import ClassifySettings, TorchClassifier
+from slidescreen.classify import ClassifySettings, load_classifier
 from slidescreen.config import Settings
 from slidescreen.demo import PaintedCell
 from slidescreen.detect import find_cells
@@ -31,7 +31,7 @@ def screen(path: Path, classifier: object, settings: Settings | None = None, um_
 
 @pytest.fixture(scope="module")
 def result(scan: Path) -> SlideResult:
-    return screen(scan, TorchClassifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu")))
+    return screen(scan, load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu")))
 
 
 def golden(result: SlideResult) -> dict[str, object]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cell_images import COLOURS, write_published, write_table
 
-from slidescreen.classify import ClassifySettings, TorchClassifier
+from slidescreen.classify import ClassifySettings, load_classifier
 from slidescreen.errors import UsageError
 from slidescreen.taxonomy import CODES
 from slidescreen.training.classifier.images import list_images
@@ -69,7 +69,7 @@ def test_predictions_are_what_the_stored_model_says(run: Path, data: Path) -> No
     from slidescreen.patches import patch_of_image
     from slidescreen.slide import read_image
 
-    classifier = TorchClassifier(run / "fold-1" / "model", ClassifySettings("cpu"))
+    classifier = load_classifier(run / "fold-1" / "model", ClassifySettings("cpu"))
     said = classifier.probabilities(patch_of_image(read_image(data / first["file"]), 0.29)[None])[0]
     assert [float(first[f"p_{code}"]) for code in CODES] == pytest.approx(said.tolist(), abs=2e-6)
     assert float(first["p_blast"]) == pytest.approx(float(first["p_MYO"]) + float(first["p_MOB"]), abs=2e-6)

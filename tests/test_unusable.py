@@ -25,6 +25,7 @@ class Coin:
 
     card = ModelCard("coin", "none", CODES, 29.0, 224, (0.5,) * 3, (0.5,) * 3, "00" * 32, "none", "none", {})
     device = "cpu"
+    told = "cpu, coin"
     batch_size = 8
 
     def probabilities(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:

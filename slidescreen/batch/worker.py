@@ -32,7 +32,7 @@ from slidescreen.batch.ledger import LOGS
 from slidescreen.batch.output import Output, open_output, read_json
 from slidescreen.batch.plan import slide_settings
 from slidescreen.batch.slides import RunOptions, SlideDone, SlideFailure, attempt, failure
-from slidescreen.classify import Classifier, TorchClassifier
+from slidescreen.classify import Classifier, load_classifier
 from slidescreen.errors import SlidescreenError
 from slidescreen.slide.known_answers import require_decoders
 from slidescreen.store import SUMMARY
@@ -103,7 +103,7 @@ def work(pipe: Connection, job: Job) -> None:
     _log_to(mouth)
     try:
         require_decoders()
-        classifier = TorchClassifier(job.model, job.settings.classify)
+        classifier = load_classifier(job.model, job.settings.classify)
     except SlidescreenError as error:
         mouth.say(Broken(str(error)))
         return

@@ -10,7 +10,7 @@ import typer
 from slidescreen.errors import UsageError
 
 if TYPE_CHECKING:
-    from slidescreen.classify import TorchClassifier
+    from slidescreen.classify import Classifier
     from slidescreen.config import Settings
     from slidescreen.slide import ReadSettings
 
@@ -80,12 +80,12 @@ def batch_settings(settings: Settings, workers: int, timeout_s: float) -> Settin
     return dataclasses.replace(settings, batch=dataclasses.replace(settings.batch, **changes))
 
 
-def open_classifier(model: str, settings: Settings) -> TorchClassifier:
+def open_classifier(model: str, settings: Settings) -> Classifier:
     """The model that was asked for, or the default one. Raises ModelError."""
-    from slidescreen.classify import TorchClassifier
+    from slidescreen.classify import load_classifier
     from slidescreen.model import DEFAULT_MODEL, find_model
 
-    return TorchClassifier(find_model(model or DEFAULT_MODEL), settings.classify)
+    return load_classifier(find_model(model or DEFAULT_MODEL), settings.classify)
 
 
 def start_log(verbose: bool, as_json: bool) -> None:

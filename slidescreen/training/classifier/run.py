@@ -30,7 +30,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from slidescreen.atomic import write_text
-from slidescreen.classify import ClassifySettings, TorchClassifier
+from slidescreen.classify import ClassifySettings, load_classifier
 from slidescreen.errors import UsageError
 from slidescreen.model import CARD, write_model
 from slidescreen.networks import build_network, start_from_imagenet
@@ -217,7 +217,7 @@ def _finish(
 
 def predict(images: Sequence[LabelledImage], model: Path, device: str) -> NDArray[np.float32]:
     """(n, 15) probabilities in the order of `CODES`, each image cut and typed as in screening."""
-    classifier = TorchClassifier(model, ClassifySettings("cuda" if device.startswith("cuda") else "cpu"))
+    classifier = load_classifier(model, ClassifySettings("cuda" if device.startswith("cuda") else "cpu"))
     order = [classifier.card.classes.index(code) for code in CODES]
     found = []
     for start in range(0, len(images), classifier.batch_size):
