@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 import math
@@ -73,6 +74,11 @@ class Predictions:
         """Numbers of the folds that hold images, ascending."""
         return tuple(int(k) for k in np.unique(self.fold))
 
+    def only(self, rows: NDArray[np.bool_]) -> Predictions:
+        """The images that `rows`, (n,) bool, picks out."""
+        names = ("gold", "label", "probabilities", "fold", "source", "patient", "reannotations")
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
+
     def probability(self, members: frozenset[str]) -> NDArray[np.float64]:
         """(n,) sum of the probabilities over the classes in `members`."""
         summed: NDArray[np.float64] = self.probabilities[:, [_INDEX[code] for code in CODES if code in members]].sum(axis=1)
@@ -102,7 +108,7 @@ def read_predictions(path: Path) -> Predictions:
         raise UsageError(f"{path}: no such file or folder; give the folder of a training run or a CSV file of predictions")
     parsed = [row for fold, file in files for row in _read_rows(file, fold)]
     predictions = _assemble(path, parsed, tuple(_input(file) for _, file in files), run)
-    _check_patients(path, predictions)
+    _check_split(path, predictions)
     return predictions
 
 
@@ -278,7 +284,7 @@ def shared_patients(predictions: Predictions) -> list[tuple[str, str]]:
     return sorted(who for who, among in folds.items() if len(among) > 1)
 
 
-def _check_patients(path: Path, predictions: Predictions) -> None:
+def _check_split(path: Path, predictions: Predictions) -> None:
     shared = shared_patients(predictions)
     if predictions.run.get("split") == "patient" and shared:
         (source, patient), others = shared[0], len(shared) - 1
@@ -287,3 +293,10 @@ def _check_patients(path: Path, predictions: Predictions) -> None:
             f"{path}: {RUN_FILE} says split by patient, but patient {patient}{f' of {source}' if source else ''}{more} "
             f"has images in several folds; the run or its predictions are mixed up"
         )
+    if predictions.run.get("split") == "source":
+        for source in np.unique(predictions.source).tolist():
+            if len(np.unique(predictions.fold[predictions.source == source])) > 1:
+                raise UsageError(
+                    f"{path}: {RUN_FILE} says split by source, but {source or 'images without a source'} are in several folds; "
+                    f"the run or its predictions are mixed up"
+                )
