@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from slidescreen.atomic import making_folder
 from slidescreen.errors import ModelError, OutputError
 from slidescreen.networks import NETWORKS, build_network, load_weights
 from slidescreen.records import PATCH_UM, ModelInfo
@@ -203,20 +203,16 @@ def write_model(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> No
     """
     if folder.exists():
         raise OutputError(f"{folder}: is there already; choose another folder with -o, or remove it")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        partial.mkdir(parents=True)
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, partial / WEIGHTS)
-        with (partial / WEIGHTS).open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        (partial / WEIGHTS).chmod(0o644)
-        (partial / CARD).write_text(json.dumps({**card, "sha256": sha256}, indent=1) + "\n", encoding="utf-8")
-        load_card(partial)
-        partial.rename(folder)
-    except (OSError, SafetensorError) as error:
+        with making_folder(folder) as partial:
+            save_file({key: value.contiguous() for key, value in network.state_dict().items()}, partial / WEIGHTS)
+            with (partial / WEIGHTS).open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            (partial / WEIGHTS).chmod(0o644)
+            (partial / CARD).write_text(json.dumps({**card, "sha256": sha256}, indent=1) + "\n", encoding="utf-8")
+            load_card(partial)
+    except SafetensorError as error:
         raise OutputError(f"{folder}: cannot be written ({error}); choose another folder with -o") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def prepare(patches: torch.Tensor, card: ModelCard) -> torch.Tensor:

@@ -26,6 +26,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
+from slidescreen.atomic import replacing
 from slidescreen.errors import OutputError
 from slidescreen.records import PATCH_PX, Cell, Explanations, Fraction, Patch, ScaleCheck, ScreenedCell, SlideResult
 from slidescreen.taxonomy import BY_CODE, CODES
@@ -317,21 +318,13 @@ def write_predictions(path: Path, rows: Iterable[tuple[str, Mapping[str, float],
 
     Written beside its place and renamed when complete. Raises OutputError when it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     number = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["file", "label", *(f"p_{c}" for c in CODES), "p_blast", "p_atypical"])
-            for name, p, label, blast, atypical in rows:
-                writer.writerow([name, label, *(f"{p[c]:.6f}" for c in CODES), f"{blast:.6f}", f"{atypical:.6f}"])
-                number += 1
-        partial.replace(path)
-    except OSError as error:
-        raise _output_error(path, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["file", "label", *(f"p_{c}" for c in CODES), "p_blast", "p_atypical"])
+        for name, p, label, blast, atypical in rows:
+            writer.writerow([name, label, *(f"{p[c]:.6f}" for c in CODES), f"{blast:.6f}", f"{atypical:.6f}"])
+            number += 1
     return number
 
 
