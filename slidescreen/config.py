@@ -13,6 +13,7 @@ from slidescreen.classify import DEVICE, ClassifySettings
 from slidescreen.detect import DetectSettings
 from slidescreen.detector_model import DEFAULT_DETECTOR, load_detector_card
 from slidescreen.differential import DifferentialSettings
+from slidescreen.engines import ORIENTATIONS
 from slidescreen.errors import UsageError
 from slidescreen.explain import MOST_CELLS, ExplainSettings
 from slidescreen.model import find_model
@@ -74,6 +75,8 @@ class Settings:
                 raise UsageError(f"setting batch.{name} = {value:g}: must not be negative")
         if not DEVICE.fullmatch(self.classify.device):
             raise UsageError(f"device {self.classify.device!r}: must be auto, cpu, cuda or cuda:0,1")
+        if self.classify.tta not in ORIENTATIONS:
+            raise UsageError(f"--tta {self.classify.tta}: must be 1, or 8 for four turns and their mirror images")
         if self.classify.batch_size < 0:
             raise UsageError(f"batch size {self.classify.batch_size}: must be positive, or 0 to choose")
 
@@ -81,6 +84,7 @@ class Settings:
         """The settings on which results depend, as plain values: without device, batch size and workers, with the
         detector's weights."""
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("classify", "batch")}
+        values["classify"] = {"tta": self.classify.tta}
         if self.detect.method == "network":
             values["detector"] = {"sha256": load_detector_card(find_model(DEFAULT_DETECTOR)).sha256}
         plain: dict[str, Any] = json.loads(json.dumps(values))  # lists for tuples: as they come back from a stored result

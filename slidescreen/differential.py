@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import beta
 
-from slidescreen.records import Differential, Fraction, Prediction, ScreenedCell
+from slidescreen.records import Differential, Fraction, Prediction, ScreenedCell, Status
 from slidescreen.taxonomy import (
     ATYPICAL,
     BLAST,
@@ -20,15 +22,27 @@ from slidescreen.taxonomy import (
     probability_of,
 )
 
+NO_LEUKOCYTE: Final = "looks like no leukocyte of the 15 classes"
+NO_CLASS: Final = "no class likely enough"
+NEAR_TIE: Final = "two classes nearly equally likely"
+TURNS_DISAGREE: Final = "turned and mirrored pictures disagree"
+
 
 @dataclass(frozen=True, slots=True)
 class DifferentialSettings:
-    """Probabilities in [0, 1]. A cell is a blast (atypical) when P_blast (P_atypical) >= its threshold; a cell whose best class
-    stays below `min_probability` is unsure and not counted."""
+    """Probabilities and shares in [0, 1]. A cell is a blast (atypical) when P_blast (P_atypical) >= its threshold.
+
+    Not counted: with `reject`, what the model refuses as no leukocyte of its classes; as unsure, a cell whose best class stays
+    below `min_probability`, leads the next one by less than `min_margin`, or is the best of fewer than `min_agreement` of the
+    orientations in which the cell was looked at.
+    """
 
     blast_threshold: float = 0.5
     atypical_threshold: float = 0.5
     min_probability: float = 0.0
+    min_margin: float = 0.05
+    min_agreement: float = 0.5
+    reject: bool = True
 
 
 def clopper_pearson(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -49,18 +63,37 @@ def screen_cells(
     for number, prediction in enumerate(predictions, start=1):
         cell, p = prediction.cell, prediction.probabilities
         if p is None:
-            yield ScreenedCell(number, cell, "rejected" if cell.refusal else "edge", "", None, None, None)
+            yield ScreenedCell(number, cell, "rejected" if cell.refusal else "edge", "", None, None, None, cell.refusal)
             continue
-        best = int(np.argmax(p))
+        status, reason = judge(p, prediction.outlier, prediction.agreement, settings)
         yield ScreenedCell(
             id=number,
             cell=cell,
-            status="typed" if float(p[best]) >= settings.min_probability else "unsure",
-            label=classes[best],
+            status=status,
+            label="" if status == "rejected" else classes[int(np.argmax(p))],
             probabilities=p,
             p_blast=probability_of(BLAST, p, classes),
             p_atypical=probability_of(ATYPICAL, p, classes),
+            reason=reason,
+            outlier=prediction.outlier,
+            agreement=prediction.agreement,
         )
+
+
+def judge(
+    p: NDArray[np.float32], outlier: float | None, agreement: float | None, settings: DifferentialSettings
+) -> tuple[Status, str]:
+    """Status of a cell with probabilities (15,), and why it is not counted; see `records.Prediction` for the other two."""
+    second, best = (float(v) for v in np.sort(p)[-2:])
+    if settings.reject and outlier is not None and outlier > 0:
+        return "rejected", NO_LEUKOCYTE
+    if best < settings.min_probability:
+        return "unsure", NO_CLASS
+    if best - second < settings.min_margin:
+        return "unsure", NEAR_TIE
+    if agreement is not None and agreement < settings.min_agreement:
+        return "unsure", TURNS_DISAGREE
+    return "typed", ""
 
 
 def count_cells(cells: Iterable[ScreenedCell], settings: DifferentialSettings) -> Differential:

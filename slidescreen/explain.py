@@ -67,8 +67,8 @@ class Differentiable(Protocol):
 
 
 def top_blasts(cells: Sequence[ScreenedCell], most: int) -> list[int]:
-    """Rows of the cells with the highest P(blast), highest first, by number where equal. Others are left out."""
-    asked = [(-c.p_blast, c.id, row) for row, c in enumerate(cells) if c.p_blast is not None]
+    """Rows of the typed and unsure cells with the highest P(blast), highest first, by number where equal."""
+    asked = [(-c.p_blast, c.id, row) for row, c in enumerate(cells) if c.label and c.p_blast is not None]
     return [row for _, _, row in sorted(asked)[:most]]
 
 

@@ -58,15 +58,15 @@ def cells_of_result(folder: Path, wanted: str, sha256: str) -> list[tuple[int, s
     try:
         model = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["model"]
         with (folder / CELLS_CSV).open(encoding="utf-8", newline="") as file:
-            cells = [(int(r["cell_id"]), r["label"] or r["status"], r["p_blast"]) for r in csv.DictReader(file)]
+            cells = [(int(r["cell_id"]), r["label"] or r["status"], r["p_blast"], r["label"]) for r in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder}: is not a complete result ({error}); screen the scan again") from error
     if model["sha256"] != sha256:
         raise UsageError(f"{folder}: its cells were typed by another model, {model['name']}; name that one with --model")
     if wanted == "top":
-        ranked = sorted((c for c in cells if c[2]), key=lambda c: (-float(c[2]), c[0]))
-        return [(number, said) for number, said, _ in ranked[:MOST_CELLS]]
-    known = {number: said for number, said, _ in cells}
+        ranked = sorted((c for c in cells if c[3]), key=lambda c: (-float(c[2]), c[0]))
+        return [(number, said) for number, said, *_ in ranked[:MOST_CELLS]]
+    known = {number: said for number, said, *_ in cells}
     return [(number, known[number]) for number in _numbers(folder, wanted, known)]
 
 

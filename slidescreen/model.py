@@ -1,6 +1,7 @@
 """Model cards, weights that are checked before use, and the preprocessing that training and screening share.
 
-A model is a folder with `card.json` and `weights.safetensors`. Pickled weights are never loaded.
+A model is a folder with `card.json` and `weights.safetensors`, and `rejection.safetensors` where it can tell what is no
+leukocyte of its classes. Pickled weights are never loaded.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -25,12 +27,22 @@ from slidescreen.atomic import making_folder
 from slidescreen.errors import ModelError, OutputError
 from slidescreen.networks import NETWORKS, build_network, load_weights
 from slidescreen.records import PATCH_UM, ModelInfo
+from slidescreen.rejection import Rejection, read_rejection, save_rejection
 from slidescreen.taxonomy import CODES
 
 DEFAULT_MODEL: Final = "resnext50-seed"
 CARD: Final = "card.json"
 WEIGHTS: Final = "weights.safetensors"
+REJECTION: Final = "rejection.safetensors"
 PICKLE_SUFFIXES: Final = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"})
+
+
+@dataclass(frozen=True, slots=True)
+class RejectionCard:
+    """`sha256` of `rejection.safetensors`; a cell whose score lies above `threshold` is no leukocyte of the classes."""
+
+    sha256: str
+    threshold: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +51,9 @@ class ModelCard:
 
     `architecture`: a name of `networks.NETWORKS`. `classes`: the 15 codes in the order of the outputs. `patch_um`: side of the
     square it sees. `input_px`: side of the network's input. `mean`, `std`: per RGB channel, of px / 255. `sha256` of the
-    weights file. `measured`: results on images that the model had not seen, by name.
+    weights file. `measured`: results on images that the model had not seen, by name; tables among them are for people.
+    `temperature`: by which logits are divided before softmax (Guo et al. 2017); 1 where the card has no `calibration`.
+    `rejection`: None where the model cannot tell what is no leukocyte of its classes.
     """
 
     name: str
@@ -52,13 +66,25 @@ class ModelCard:
     sha256: str
     training_data: str
     licence: str
-    measured: Mapping[str, float | str]
+    measured: Mapping[str, Any]
+    temperature: float = 1.0
+    rejection: RejectionCard | None = None
 
     @property
     def info(self) -> ModelInfo:
         """What results record of the model."""
-        results = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.measured.items())
-        return ModelInfo(self.name, self.sha256, self.classes, results)
+        said = {k: v for k, v in self.measured.items() if isinstance(v, int | float | str)}
+        results = ", ".join(f"{k} {v}" if isinstance(v, str) else f"{k} {v:g}" for k, v in said.items())
+        return ModelInfo(
+            self.name, self.sha256, self.classes, results, self.identity, self.temperature, self.rejection is not None
+        )
+
+    @property
+    def identity(self) -> str:
+        """64 hex digits that change with anything on which its answers depend; the name and what was measured do not count."""
+        parts = (self.architecture, self.classes, self.input_px, self.mean, self.std, self.sha256, self.temperature)
+        rejection = self.rejection and (self.rejection.sha256, self.rejection.threshold)
+        return hashlib.sha256(repr((parts, rejection)).encode()).hexdigest()
 
 
 def models_folder() -> Path:
@@ -157,7 +183,25 @@ def _card(name: str, data: Mapping[str, Any]) -> ModelCard:
         training_data=str(data["training_data"]),
         licence=str(data["licence"]),
         measured=dict(data["measured"]),
+        temperature=_temperature(data.get("calibration")),
+        rejection=_rejection(data.get("rejection")),
     )
+
+
+def _temperature(calibration: Mapping[str, Any] | None) -> float:
+    temperature = 1.0 if calibration is None else float(calibration["temperature"])
+    if not 0.01 <= temperature <= 100:
+        raise ValueError(f"calibration: temperature {temperature} must lie in 0.01-100")
+    return temperature
+
+
+def _rejection(rejection: Mapping[str, Any] | None) -> RejectionCard | None:
+    if rejection is None:
+        return None
+    threshold = float(rejection["threshold"])
+    if not math.isfinite(threshold):
+        raise ValueError("rejection: threshold must be a number")
+    return RejectionCard(str(rejection["sha256"]), threshold)
 
 
 def _three(values: Any, name: str, *, positive: bool) -> tuple[float, float, float]:
@@ -173,18 +217,27 @@ def check_weights(folder: Path, sha256: str) -> Path:
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLE_SUFFIXES)
     if pickled:
         raise ModelError(f"{folder}: holds {pickled[0]}, a pickle that can run code; remove it, only {WEIGHTS} is used")
-    path = folder / WEIGHTS
+    return _checked(folder / WEIGHTS, sha256, "the weights were")
+
+
+def _checked(path: Path, sha256: str, what: str) -> Path:
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = _sha256(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); install the model again") from error
     if found != sha256:
         raise ModelError(
-            f"{path}: sha256 {found[:12]}... is not the card's {sha256[:12]}...; the weights were altered or damaged: "
+            f"{path}: sha256 {found[:12]}... is not the card's {sha256[:12]}...; {what} altered or damaged: "
             "install the model again"
         )
     return path
+
+
+def load_rejection(folder: Path, card: ModelCard) -> Rejection | None:
+    """The parameters of rejection, after their sha256 was found to be the card's; None where the model has none."""
+    if card.rejection is None:
+        return None
+    return read_rejection(_checked(folder / REJECTION, card.rejection.sha256, "the parameters of rejection were"))
 
 
 def load_network(folder: Path, card: ModelCard) -> nn.Module:
@@ -196,8 +249,15 @@ def load_network(folder: Path, card: ModelCard) -> nn.Module:
     return network
 
 
-def write_model(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> None:
-    """A new model folder, whole or not at all: weights, and `card` with their sha256.
+def write_model(
+    folder: Path,
+    network: nn.Module,
+    card: Mapping[str, Any],
+    rejection: Rejection | None = None,
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """A new model folder, whole or not at all: weights, parameters of rejection, `card` with the sha256 of both, and `texts` by
+    file name.
 
     `card` holds every other field of `card.json`. Raises OutputError where the folder is there already or cannot be written.
     """
@@ -206,13 +266,22 @@ def write_model(folder: Path, network: nn.Module, card: Mapping[str, Any]) -> No
     try:
         with making_folder(folder) as partial:
             save_file({key: value.contiguous() for key, value in network.state_dict().items()}, partial / WEIGHTS)
-            with (partial / WEIGHTS).open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             (partial / WEIGHTS).chmod(0o644)
-            (partial / CARD).write_text(json.dumps({**card, "sha256": sha256}, indent=1) + "\n", encoding="utf-8")
+            whole = {**card, "sha256": _sha256(partial / WEIGHTS)}
+            if rejection is not None:
+                save_rejection(partial / REJECTION, rejection)
+                (partial / REJECTION).chmod(0o644)
+                whole["rejection"] = {**card["rejection"], "sha256": _sha256(partial / REJECTION)}
+            for name, text in {CARD: json.dumps(whole, indent=1) + "\n", **texts}.items():
+                (partial / name).write_text(text, encoding="utf-8")
             load_card(partial)
     except SafetensorError as error:
         raise OutputError(f"{folder}: cannot be written ({error}); choose another folder with -o") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prepare(patches: torch.Tensor, card: ModelCard) -> torch.Tensor:
@@ -220,6 +289,4 @@ def prepare(patches: torch.Tensor, card: ModelCard) -> torch.Tensor:
     x = patches.permute(0, 3, 1, 2).float().div_(255)
     if x.shape[-1] != card.input_px:
         x = functional.interpolate(x, size=(card.input_px, card.input_px), mode="bilinear", antialias=True)
-    mean = torch.tensor(card.mean, device=x.device).view(1, 3, 1, 1)
-    std = torch.tensor(card.std, device=x.device).view(1, 3, 1, 1)
-    return (x - mean) / std
+    return torch.stack([(x[:, i] - card.mean[i]) / card.std[i] for i in range(3)], dim=1)

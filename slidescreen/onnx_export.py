@@ -29,7 +29,7 @@ class _Screen(nn.Module):
         self.card = card
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(self.network(prepare(patches, self.card)), dim=1)
+        return torch.softmax(self.network(prepare(patches, self.card)) / self.card.temperature, dim=1)
 
 
 def export_onnx(folder: Path, out: Path) -> None:

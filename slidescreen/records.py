@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from slidescreen.geometry import Box, Point, Size
 
 Status = Literal["typed", "unsure", "edge", "rejected"]
-"""typed: counted. unsure: best probability below `min_probability`, shown and not counted. edge: cut by the border of the
-scan, listed and not counted. rejected: a stained body refused as no leukocyte, or one whose pixels cannot be read."""
+"""typed: counted. unsure: which class it is cannot be told, shown and not counted. edge: cut by the border of the scan,
+listed and not counted. rejected: no leukocyte of the 15 classes, by its shape or by the network's features, or a body whose
+pixels cannot be read."""
 
 PATCH_PX: Final = 400
 PATCH_UM: Final = 29.0
@@ -179,17 +180,28 @@ class Patch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """A cell and its class probabilities, (15,) float32 summing to 1 in the model's class order; None when not asked."""
+    """A cell and its calibrated class probabilities, (15,) float32 summing to 1 in the model's class order; None when not
+    asked.
+
+    `outlier`: how far it is from the leukocytes that the model knows, above 0 beyond what it accepts (`rejection`); None where
+    not asked, or where the model cannot tell. `agreement`: share of the orientations whose best class is the best one of their
+    average; None where it was looked at in one only.
+    """
 
     cell: Cell
     probabilities: NDArray[np.float32] | None
+    outlier: float | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScreenedCell:
     """A cell as it is reported. `id` counts from 1 in the order of the output files; row `id - 1` there.
 
-    `label` is the class code of highest probability, "" for edge and rejected cells, whose probabilities are None.
+    `label` is the class code of highest probability, "" for edge and rejected cells. Probabilities are None where the
+    classifier was not asked: of edge cells and of bodies that the detector refused. A cell that the classifier refused keeps
+    them, so that the refusal can be judged. `reason`: why it is rejected or unsure, else "". `outlier`, `agreement`: see
+    `Prediction`.
     """
 
     id: int
@@ -199,6 +211,9 @@ class ScreenedCell:
     probabilities: NDArray[np.float32] | None
     p_blast: float | None
     p_atypical: float | None
+    reason: str = ""
+    outlier: float | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -249,12 +264,20 @@ class Differential:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What typed the cells: the model's name, the sha256 of its weights, its class order, one line on how it was measured."""
+    """What typed the cells: the model's name, the sha256 of its weights, its class order, one line on how it was measured.
+
+    `identity`: hex digits that change with anything on which its answers depend: weights, input, temperature, rejection.
+    `temperature`: by which logits were divided; 1 where the model is not calibrated. `rejects`: whether it can tell what is no
+    leukocyte of its classes.
+    """
 
     name: str
     sha256: str
     classes: tuple[str, ...]
     measured: str
+    identity: str = ""
+    temperature: float = 1.0
+    rejects: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,8 +342,16 @@ class SlideResult:
     @property
     def refusals(self) -> dict[str, int]:
         """Rejected cells by reason."""
+        return self._reasons("rejected")
+
+    @property
+    def doubts(self) -> dict[str, int]:
+        """Unsure cells by reason."""
+        return self._reasons("unsure")
+
+    def _reasons(self, status: Status) -> dict[str, int]:
         reasons: dict[str, int] = {}
         for c in self.cells:
-            if c.status == "rejected":
-                reasons[c.cell.refusal] = reasons.get(c.cell.refusal, 0) + 1
+            if c.status == status:
+                reasons[c.reason] = reasons.get(c.reason, 0) + 1
         return reasons

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TextIO
+from typing import Any, Final, NamedTuple, Self, TextIO
 
 import cv2
 import numpy as np
@@ -28,10 +28,10 @@ from zarr.codecs import BloscCodec
 
 from slidescreen.atomic import replacing
 from slidescreen.errors import OutputError
-from slidescreen.records import PATCH_PX, Cell, Explanations, Fraction, Patch, ScaleCheck, ScreenedCell, SlideResult
+from slidescreen.records import PATCH_PX, Cell, Explanations, Fraction, Patch, ScaleCheck, ScreenedCell, SlideResult, Status
 from slidescreen.taxonomy import BY_CODE, CODES
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """Of the stored results. It goes up whenever a result made by an older version should be made anew: when files or fields
 change, or when the same scan, model and settings give other numbers."""
 
@@ -55,7 +55,8 @@ ROWS_AT_ONCE: Final = 4096
 COLUMNS: Final = (
     *("cell_id", "x_px", "y_px", "xmin_px", "ymin_px", "xmax_px", "ymax_px", "status", "label"),
     *(f"p_{code}" for code in CODES),
-    *("p_blast", "p_atypical", "reason", "nucleus_um2", "area_um2", "equivalent_diameter_um", "eccentricity", "focus"),
+    *("p_blast", "p_atypical", "outlier", "agreement", "reason"),
+    *("nucleus_um2", "area_um2", "equivalent_diameter_um", "eccentricity", "focus"),
 )
 
 Row = dict[str, str | int | float | None]
@@ -234,6 +235,7 @@ def summary(result: SlideResult) -> dict[str, Any]:
         "area_mm2": dict(result.area_mm2),
         "cells": result.cell_counts,
         "rejected_because": result.refusals,
+        "unsure_because": result.doubts,
         "audit": dataclasses.asdict(result.audit),
         "overview_downsample": result.overview.downsample,
         "counts": dict(d.counts),
@@ -284,7 +286,7 @@ def _fraction(fraction: Fraction) -> dict[str, Any]:
 
 
 def row(cell: ScreenedCell, classes: Sequence[str]) -> Row:
-    """A cell as a line of `cells.csv`; positions in level-0 px, empty probabilities where the cell was not typed."""
+    """A cell as a line of `cells.csv`; positions in level-0 px, empty probabilities where the classifier was not asked."""
     c = cell.cell
     p = None if cell.probabilities is None else dict(zip(classes, cell.probabilities.tolist(), strict=True))
     return {
@@ -300,7 +302,9 @@ def row(cell: ScreenedCell, classes: Sequence[str]) -> Row:
         **{f"p_{code}": _rounded(p[code] if p else None) for code in CODES},
         "p_blast": _rounded(cell.p_blast),
         "p_atypical": _rounded(cell.p_atypical),
-        "reason": c.refusal,
+        "outlier": _rounded(cell.outlier),
+        "agreement": _rounded(cell.agreement),
+        "reason": cell.reason,
         "nucleus_um2": round(c.nucleus_um2, 1),
         "area_um2": _rounded(c.area_um2, 1),
         "equivalent_diameter_um": _rounded(c.equivalent_diameter_um, 2),
@@ -313,17 +317,34 @@ def _rounded(value: float | None, digits: int = 6) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def write_predictions(path: Path, rows: Iterable[tuple[str, Mapping[str, float], str, float, float]]) -> int:
-    """`predictions.csv`: (file, probability per code, label, P_blast, P_atypical) per line. Returns the number of lines.
+class Typed(NamedTuple):
+    """A line of `predictions.csv`. `label`: the code of highest probability, whatever the status. `probabilities` per code."""
+
+    file: str
+    label: str
+    probabilities: Mapping[str, float]
+    p_blast: float
+    p_atypical: float
+    status: Status = "typed"
+    reason: str = ""
+    outlier: float | None = None
+    agreement: float | None = None
+
+
+def write_predictions(path: Path, rows: Iterable[Typed]) -> int:
+    """`predictions.csv`, a line per image. Returns the number of lines.
 
     Written beside its place and renamed when complete. Raises OutputError when it cannot be written.
     """
     number = 0
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "label", *(f"p_{c}" for c in CODES), "p_blast", "p_atypical"])
-        for name, p, label, blast, atypical in rows:
-            writer.writerow([name, label, *(f"{p[c]:.6f}" for c in CODES), f"{blast:.6f}", f"{atypical:.6f}"])
+        judged = ("p_blast", "p_atypical", "status", "reason", "outlier", "agreement")
+        writer.writerow(["file", "label", *(f"p_{c}" for c in CODES), *judged])
+        for row in rows:
+            p = [f"{row.probabilities[c]:.6f}" for c in CODES]
+            sums = (f"{row.p_blast:.6f}", f"{row.p_atypical:.6f}", row.status, row.reason)
+            writer.writerow([row.file, row.label, *p, *sums, _rounded(row.outlier), _rounded(row.agreement)])
             number += 1
     return number
 

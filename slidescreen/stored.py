@@ -179,13 +179,14 @@ def _cells(folder: Path, classes: tuple[str, ...]) -> Iterator[ScreenedCell]:
 
 def _cell(row: Mapping[str, Any], columns: list[str], outline: Outline) -> ScreenedCell:
     box = Box(row["xmin_px"], row["ymin_px"], row["xmax_px"] - row["xmin_px"], row["ymax_px"] - row["ymin_px"])
-    typed = row[columns[0]] is not None
+    asked = row[columns[0]] is not None
+    reason = row["reason"] or ""
     cell = Cell(
         centre=Point(row["x_px"], row["y_px"]),
         box=box,
         nucleus_um2=row["nucleus_um2"],
         edge=row["status"] == "edge",
-        refusal=row["reason"] or "",
+        refusal="" if asked else reason,
         outline=outline if row["area_um2"] is not None else (),
         area_um2=row["area_um2"],
         eccentricity=row["eccentricity"],
@@ -196,9 +197,12 @@ def _cell(row: Mapping[str, Any], columns: list[str], outline: Outline) -> Scree
         cell=cell,
         status=row["status"],
         label=row["label"] or "",
-        probabilities=np.array([row[c] for c in columns], np.float32) if typed else None,
+        probabilities=np.array([row[c] for c in columns], np.float32) if asked else None,
         p_blast=row["p_blast"],
         p_atypical=row["p_atypical"],
+        reason=reason,
+        outlier=row["outlier"],
+        agreement=row["agreement"],
     )
 
 
@@ -261,16 +265,16 @@ def same_request(
     *,
     fingerprint: str,
     wanted_scale: float | Literal["auto"] | None,
-    sha256: str,
+    model: str,
     settings: Mapping[str, Any],
 ) -> bool:
-    """Whether a stored summary is of the same scan, asked for at the same scale, by the same model and settings, and of this
-    version's `SCHEMA`."""
+    """Whether a stored summary is of the same scan, asked for at the same scale, by the same model (its `identity`) and
+    settings, and of this version's `SCHEMA`."""
     try:
         return bool(
             found["slide"]["fingerprint"] == fingerprint
             and found["slide"]["um_per_px_wanted"] == wanted_scale
-            and found["model"]["sha256"] == sha256
+            and found["model"]["identity"] == model
             and found["settings"] == json.loads(json.dumps(settings))
             and found["schema"] == SCHEMA
         )
@@ -283,7 +287,7 @@ def is_current(
     *,
     fingerprint: str,
     wanted_scale: float | Literal["auto"] | None,
-    sha256: str,
+    model: str,
     settings: Mapping[str, Any],
 ) -> bool:
     """Whether the folder holds a whole result of this request; see `same_request`."""
@@ -291,5 +295,5 @@ def is_current(
         found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    same = same_request(found, fingerprint=fingerprint, wanted_scale=wanted_scale, sha256=sha256, settings=settings)
+    same = same_request(found, fingerprint=fingerprint, wanted_scale=wanted_scale, model=model, settings=settings)
     return same and (folder / REPORT).is_file()

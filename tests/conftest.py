@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from slidescreen.classify import Judgement
 from slidescreen.demo import PaintedCell, paint_smear, write_pyramid
 from slidescreen.geometry import Size
 from slidescreen.model import DEFAULT_MODEL, ModelCard, find_model, load_card
@@ -61,6 +62,9 @@ class StandIn:
         p[:, self.card.classes.index("MYO")] = dark
         p[:, self.card.classes.index("LYT")] = 1 - dark
         return p
+
+    def judge(self, patches: NDArray[np.uint8]) -> Judgement:
+        return Judgement(self.probabilities(patches))
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def cell(number: int, label: str, probability: float = 0.9, status: str = "typed
     place = Point(100.0 + 37 * number % 9800, 50.0 + 91 * number % 7900)
     body = Cell(place, Box.around(place, 60), 60.0, status == "edge", reason)
     if not label:
-        return ScreenedCell(number, body, status, "", None, None, None)  # type: ignore[arg-type]
+        return ScreenedCell(number, body, status, "", None, None, None, reason)  # type: ignore[arg-type]
     p = np.full(15, (1 - probability) / 14, np.float32)
     p[CODES.index(label)] = probability
     blast, atypical = (probability_of(members, p, CODES) for members in (BLAST, ATYPICAL))

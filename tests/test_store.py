@@ -18,7 +18,7 @@ from slidescreen.errors import OutputError
 from slidescreen.pipeline import screen_slide
 from slidescreen.records import SlideResult
 from slidescreen.slide import open_slide
-from slidescreen.store import COLUMNS, ResultFolder, slide_id, summary, write_predictions
+from slidescreen.store import COLUMNS, ResultFolder, Typed, slide_id, summary, write_predictions
 from slidescreen.stored import clean_up, is_current, sweep
 from slidescreen.taxonomy import CODES
 
@@ -124,11 +124,11 @@ def test_current_means_same_scan_scale_model_settings_schema(stored: tuple[Slide
     same = {
         "fingerprint": result.slide.fingerprint,
         "wanted_scale": None,
-        "sha256": result.model.sha256,
+        "model": result.model.identity,
         "settings": dict(result.settings),
     }
     assert is_current(folder, **same)  # type: ignore[arg-type]
-    other = {"fingerprint": "x", "wanted_scale": 0.1, "sha256": "y", "settings": {}}
+    other = {"fingerprint": "x", "wanted_scale": 0.1, "model": "y", "settings": {}}
     for key, value in other.items():
         assert not is_current(folder, **(same | {key: value}))  # type: ignore[arg-type]
     assert not is_current(folder.with_name("none"), **same)  # type: ignore[arg-type]
@@ -218,11 +218,14 @@ def test_nothing_found_is_null_in_the_summary(stored: tuple[SlideResult, Path]) 
 def test_predictions_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "new" / "predictions.csv"
     p = {c: 1 / 15 for c in CODES}
-    assert write_predictions(path, [("a.png", p, "BAS", 0.1, 0.2)]) == 1
-    assert path.read_text().splitlines()[0] == "file,label," + ",".join(f"p_{c}" for c in CODES) + ",p_blast,p_atypical"
+    assert write_predictions(path, [Typed("a.png", "BAS", p, 0.1, 0.2, "unsure", "a tie", -0.25)]) == 1
+    head, line = path.read_text().splitlines()
+    judged = "p_blast,p_atypical,status,reason,outlier,agreement"
+    assert head == "file,label," + ",".join(f"p_{c}" for c in CODES) + f",{judged}"
+    assert line.endswith(",0.100000,0.200000,unsure,a tie,-0.25,")
 
     def broken() -> object:
-        yield ("a.png", p, "BAS", 0.1, 0.2)
+        yield Typed("a.png", "BAS", p, 0.1, 0.2)
         raise RuntimeError
 
     before = path.read_text()

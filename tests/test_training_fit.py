@@ -168,9 +168,34 @@ def test_every_class_is_shown_equally_often(lesson: loop.Lesson) -> None:
     assert counts == {0: 10, 1: 10, 2: 10, 6: 30, 12: 15, 13: 15}
     assert np.array_equal(rows, loop.draw_epoch(few, replace(RECIPE, per_class=30), 0))
     assert not np.array_equal(rows, loop.draw_epoch(few, replace(RECIPE, per_class=30), 1))
-    by_source = Counter(loop.draw_epoch(few, replace(RECIPE, per_class=30, balance_sources=True), 0).tolist())
+    by_source = Counter(loop.draw_epoch(few, replace(RECIPE, per_class=30, source_balance=1.0), 0).tolist())
     assert by_source[1] == 15
     assert by_source[0] + by_source[2] == 15
+
+
+def test_classes_and_sources_share_an_epoch_by_their_exponents(lesson: loop.Lesson) -> None:
+    few = replace_rows(lesson, [0, 1, 2, 3, 6, 12, 13, 14, 15])  # four MYO, one LYT, four NGS
+    half = Counter(loop.draw_epoch(few, replace(RECIPE, per_class=50, class_balance=0.5), 0).tolist())
+    assert half[6] == 30  # 150 shared as 2 : 1 : 2
+    assert sum(half[i] for i in range(4)) == 60
+    as_they_come = Counter(loop.draw_epoch(few, replace(RECIPE, per_class=30, class_balance=0.0), 0).tolist())
+    assert set(as_they_come.values()) == {10}
+    groups = replace(few, groups=np.array([0, 1, 1, 1] + [0] * 14))
+    tempered = Counter(loop.draw_epoch(groups, replace(RECIPE, per_class=40, source_balance=0.5), 0).tolist())
+    assert tempered[0] in (14, 15)  # 40 shared as 1 : sqrt 3
+
+
+def test_the_first_steps_see_coarser_images(lesson: loop.Lesson, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, input_px=48, first_px=32, first_share=0.5)
+    assert [loop.side_at(step, 10, recipe) for step in range(10)] == [32] * 5 + [48] * 5
+    assert loop.side_at(0, 10, RECIPE) == 32
+    seen: list[int] = []
+    network = tiny()
+    network.register_forward_pre_hook(lambda _network, x: seen.append(x[0].shape[-1]))
+    loop.fit(network, lesson, replace(recipe, epochs=2), tmp_path, "cpu")
+    assert seen == [32] * 6 + [48] * 6
+    with pytest.raises(UsageError, match="between 32 and input_px"):
+        replace(RECIPE, first_px=64, first_share=0.5)
 
 
 def replace_rows(lesson: loop.Lesson, rows: list[int]) -> loop.Lesson:
@@ -280,7 +305,18 @@ def test_an_image_that_cannot_be_read_stops_the_packing_and_leaves_nothing(tmp_p
 def test_recipes_that_come_along() -> None:
     paper, fast = load_recipe("paper"), load_recipe("fast")
     assert (paper.architecture, paper.input_px, paper.epochs, paper.per_class) == ("matek2019", 400, 15, 10_000)
-    beyond = ("label_smoothing", "average", "mixup", "scale", "colour", "stain", "blur", "balance_sources")
+    beyond = (
+        "label_smoothing",
+        "average",
+        "mixup",
+        "scale",
+        "colour",
+        "stain",
+        "blur",
+        "source_balance",
+        "start",
+        "first_share",
+    )
     assert not any(getattr(paper, name) for name in beyond)
     assert any(getattr(fast, name) for name in beyond)
 

@@ -1,6 +1,7 @@
 """Who is tested where."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,43 @@ def test_the_split_says_where_it_is_not_even() -> None:
     uneven = [note for note in split.notes if note.startswith("LYT is uneven")]
     assert len(uneven) == 1
     assert "40" in uneven[0]
+
+
+def test_by_source_each_source_is_tested_by_a_model_that_never_saw_it() -> None:
+    listed = [replace(im, source="abc"[i % 3]) for i, im in enumerate(images([("MYO", "P"), ("LYT", "")] * 9))]
+    split = split_images(listed, "source", 5, 0)
+    assert (split.kind, split.folds) == ("source", 3)
+    assert [{listed[i].source for i in split.test(k)} for k in (1, 2, 3)] == [{"a"}, {"b"}, {"c"}]
+    assert {listed[i].source for i in split.train(2)} == {"a", "c"}
+    with pytest.raises(UsageError, match="two sources or more"):
+        split_images(listed[::3], "source", 5, 0)
+
+
+def test_folds_from_a_file(tmp_path: Path) -> None:
+    listed, path = images([("MYO", ""), ("LYT", "")] * 4), tmp_path / "split.csv"
+    path.write_text("file,fold\n1.png,1\n5.png,1\n2.png,2\n")
+    split = split_images(listed, str(path), 5, 0)
+    assert (split.kind, split.folds) == ("file", 2)
+    assert split.fold.tolist() == [0, 1, 2, 0, 0, 1, 0, 0]
+    assert split.train(1).tolist() == [0, 2, 3, 4, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,fold\n9.png,1\n", "names 9.png, which is not among the images"),
+        ("file,fold\n1.png,one\n", "is not a split"),
+        ("file\n1.png\n", "is not a split"),
+        ("file,fold\n1.png,-1\n", "counted from 1"),
+        ("file,fold\n", "at least one image needs one"),
+    ],
+)
+def test_files_that_are_no_split(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "split.csv").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        split_images(images([("MYO", ""), ("LYT", "")] * 4), str(tmp_path / "split.csv"), 5, 0)
+    with pytest.raises(UsageError, match="use one of stratified, patient, source"):
+        split_images(images([("MYO", ""), ("LYT", "")] * 4), "patients", 5, 0)
 
 
 def test_the_same_seed_deals_alike() -> None:

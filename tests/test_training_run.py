@@ -4,14 +4,17 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cell_images import COLOURS, write_published, write_table
 
 from slidescreen.classify import ClassifySettings, load_classifier
 from slidescreen.errors import UsageError
+from slidescreen.model import load_card, load_network
 from slidescreen.taxonomy import CODES
 from slidescreen.training.classifier.images import list_images
 from slidescreen.training.classifier.recipe import Recipe
@@ -28,7 +31,7 @@ RECIPE = Recipe(architecture="sequential", input_px=32, epochs=4, per_class=32, 
 
 def train(data: Path, out: Path, **changes: object) -> list[object]:
     settings = RunSettings(out, out.parent / "packed", "cpu", **({"split": "patient", "folds": 3} | changes))  # type: ignore[arg-type]
-    return list(train_folds(usable_images(list_images(data)), RECIPE, settings, starter(RECIPE, None)))
+    return list(train_folds(usable_images(list_images(data)), RECIPE, settings, starter(RECIPE)))
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -123,6 +126,18 @@ def test_a_fold_that_cannot_be(data: Path, tmp_path: Path, changes: dict[str, ob
     with pytest.raises(UsageError, match=message):
         train(data, tmp_path / "run", **changes)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_training_starts_from_a_model_with_its_last_layer(run: Path) -> None:
+    folder = run / "fold-1" / "model"
+    network = starter(replace(RECIPE, start=str(folder)))()
+    assert network.training
+    stored = load_network(folder, load_card(folder))
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), stored.state_dict().values(), strict=True))
+    with pytest.raises(UsageError, match="other classes or colours than the recipe"):
+        starter(replace(RECIPE, architecture="resnext50_32x4d", start=str(folder)))
+    with pytest.raises(UsageError, match="only resnext50_32x4d can start from weights"):
+        starter(replace(RECIPE, start="imagenet.safetensors"))
 
 
 def test_only_images_of_the_classes_are_learned_from(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from smears import GROUND, UM_PER_PX, monolayer, write_rgba
 
 from slidescreen.batch import RunOptions, run_slide
+from slidescreen.classify import Judgement
 from slidescreen.config import Settings, load_settings
 from slidescreen.errors import ScaleError, UsageError
 from slidescreen.model import ModelCard
@@ -32,6 +33,9 @@ class Coin:
         rows = np.zeros((len(patches), len(CODES)), np.float32)
         rows[:, 0] = 1
         return rows
+
+    def judge(self, patches: NDArray[np.uint8]) -> Judgement:
+        return Judgement(self.probabilities(patches))
 
 
 def screened(path: Path, out: Path, settings: Settings | None = None, um_per_px: Any = None) -> tuple[dict[str, Any], str]:

@@ -24,10 +24,13 @@ IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".t
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImagePrediction:
-    """The class probabilities, (15,) float32 in the model's order, of one image of a cell."""
+    """The class probabilities, (15,) float32 in the model's order, of one image of a cell; the rest as in
+    `records.Prediction`."""
 
     path: Path
     probabilities: NDArray[np.float32]
+    outlier: float | None = None
+    agreement: float | None = None
 
 
 def list_images(arguments: Sequence[str]) -> list[Path]:
@@ -65,9 +68,9 @@ def classify_images(
 
 
 def _typed(held: list[tuple[Path, NDArray[np.uint8]]], classifier: Classifier) -> Iterator[ImagePrediction]:
-    rows = classifier.probabilities(np.stack([pixels for _, pixels in held]))
-    for (path, _), probabilities in zip(held, rows, strict=True):
-        yield ImagePrediction(path, probabilities)
+    judgement = classifier.judge(np.stack([pixels for _, pixels in held]))
+    for (path, _), row in zip(held, judgement.rows(), strict=True):
+        yield ImagePrediction(path, *row)
 
 
 def type_cells_at(path: Path, boxes: Sequence[Box], classifier: Classifier) -> list[str]:

@@ -21,7 +21,7 @@ from slidescreen.batch.output import Output, read_json
 from slidescreen.batch.slides import SlideFailure, failure
 from slidescreen.config import Settings
 from slidescreen.errors import OpenError
-from slidescreen.model import check_weights, load_card
+from slidescreen.model import check_weights, load_card, load_rejection
 from slidescreen.monolayer import with_aoi
 from slidescreen.slide import SCAN_SUFFIXES, is_remote, scans_under
 from slidescreen.slide.fingerprint import fingerprint
@@ -86,7 +86,9 @@ def slide_settings(settings: Settings, aoi: str) -> Settings:
 
 def check_model(folder: Path) -> None:
     """Raise ModelError when the model cannot be used; every worker would fail with it."""
-    check_weights(folder, load_card(folder).sha256)
+    card = load_card(folder)
+    check_weights(folder, card.sha256)
+    load_rejection(folder, card)
 
 
 def make_plan(
@@ -100,7 +102,7 @@ def make_plan(
 
     Raises ModelError for a model without a sound card, UsageError for an area that cannot be used.
     """
-    request = _requests(job.settings, load_card(job.model).sha256)
+    request = _requests(job.settings, load_card(job.model).identity)
     with ThreadPoolExecutor(READERS) as pool:
         prints = list(pool.map(_fingerprint, [each.path for each in inputs]))
     seen = _Seen()
@@ -140,14 +142,14 @@ def _reason(error: OSError) -> str:
 Request = Callable[[Input, str], tuple[str, Mapping[str, Any]]]
 
 
-def _requests(settings: Settings, sha256: str) -> Request:
+def _requests(settings: Settings, model: str) -> Request:
     """Gives the key of an input with its content, and what its result must have been made with."""
     by_aoi: dict[str, Any] = {}
 
     def request(each: Input, print_: str) -> tuple[str, Mapping[str, Any]]:
         if each.aoi not in by_aoi:
             by_aoi[each.aoi] = slide_settings(settings, each.aoi).result_settings()
-        wanted = {"wanted_scale": each.um_per_px, "sha256": sha256, "settings": by_aoi[each.aoi], "fingerprint": print_}
+        wanted = {"wanted_scale": each.um_per_px, "model": model, "settings": by_aoi[each.aoi], "fingerprint": print_}
         text = json.dumps(wanted | {"schema": SCHEMA}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16], wanted
 
@@ -187,7 +189,7 @@ def _changed(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         differs = {
             "schema": found.get("schema") != SCHEMA,
             "scale": found["slide"].get("um_per_px_wanted") != wanted["wanted_scale"],
-            "model": found["model"]["sha256"] != wanted["sha256"],
+            "model": found["model"].get("identity") != wanted["model"],
             "settings": found["settings"] != json.loads(json.dumps(wanted["settings"])),
         }
     except (KeyError, TypeError):

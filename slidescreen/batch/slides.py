@@ -143,7 +143,7 @@ def run_slide(
             folder,
             fingerprint=info.fingerprint,
             wanted_scale=options.um_per_px,
-            sha256=classifier.card.sha256,
+            model=classifier.card.identity,
             settings=settings.result_settings(),
         ):
             return SlideDone(path, folder, True, None)

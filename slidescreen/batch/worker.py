@@ -134,8 +134,8 @@ def _screen(job: Job, task: SlideTask, classifier: Classifier, output: Output, t
     settings = slide_settings(job.settings, task.aoi)
     if output.folder is None and not job.overwrite:  # another worker may have finished it before it was lost
         found = read_json(output, f"{task.name}/{SUMMARY}")
-        sha256, wanted = classifier.card.sha256, settings.result_settings()
-        request = {"fingerprint": task.fingerprint, "wanted_scale": task.um_per_px, "sha256": sha256, "settings": wanted}
+        model, wanted = classifier.card.identity, settings.result_settings()
+        request = {"fingerprint": task.fingerprint, "wanted_scale": task.um_per_px, "model": model, "settings": wanted}
         if found is not None and same_request(found, **request):  # type: ignore[arg-type]
             return SlideDone(task.path, Path(task.name), True, None, where=output.where(task.name))
     with output.scratch() as scratch:

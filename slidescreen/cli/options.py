@@ -19,6 +19,9 @@ ReaderOption = Annotated[str, typer.Option("--reader", help="Read scans with thi
 IccOption = Annotated[str, typer.Option("--icc", help="apply: colours to sRGB by the file's profile; ignore (default).")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0,1.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=0, help="Cells typed at once; 0 chooses.")]
+TtaOption = Annotated[
+    int, typer.Option("--tta", min=0, help="8: look at each cell in four turns and their mirror images; default 1.")
+]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More log lines; tracebacks of failures.")]
 
 
@@ -41,7 +44,9 @@ def plausible(um_per_px: float) -> float:
     return um_per_px
 
 
-def effective_settings(path: Path | None, device: str, batch_size: int, aoi: str, trust_scale: bool = False) -> Settings:
+def effective_settings(
+    path: Path | None, device: str, batch_size: int, aoi: str, trust_scale: bool = False, tta: int = 0
+) -> Settings:
     """Settings of the file, with the options of the command line on top."""
     import dataclasses
 
@@ -54,6 +59,8 @@ def effective_settings(path: Path | None, device: str, batch_size: int, aoi: str
         changes["device"] = device
     if batch_size:
         changes["batch_size"] = batch_size
+    if tta:
+        changes["tta"] = tta
     scale = dataclasses.replace(base.scale, trust=trust_scale or base.scale.trust)
     monolayer = with_aoi(base.monolayer, aoi or base.monolayer.aoi)
     return dataclasses.replace(base, scale=scale, monolayer=monolayer, classify=dataclasses.replace(base.classify, **changes))

@@ -15,6 +15,7 @@ from slidescreen.cli.options import (
     IccOption,
     ModelOption,
     ReaderOption,
+    TtaOption,
     VerboseOption,
     batch_settings,
     effective_settings,
@@ -49,6 +50,7 @@ def run(
     model: ModelOption = "",
     device: DeviceOption = "",
     batch_size: BatchOption = 0,
+    tta: TtaOption = 0,
     aoi: Annotated[
         str,
         typer.Option("--aoi", help="auto: the monolayer; all: everything scanned; x,y,w,h or FILE.geojson in level-0 px."),
@@ -80,7 +82,7 @@ def run(
     from slidescreen.cli.night import Wishes, run_night
     from slidescreen.model import DEFAULT_MODEL, find_model
 
-    effective = batch_settings(effective_settings(settings, device, batch_size, aoi, trust_scale), workers, timeout)
+    effective = batch_settings(effective_settings(settings, device, batch_size, aoi, trust_scale, tta), workers, timeout)
     effective = dataclasses.replace(effective, reading=reading_settings(effective.reading, reader, icc))
     limit = effective.batch.timeout_per_slide_s or None
     job = Job(out, find_model(model or DEFAULT_MODEL), effective, not no_patches, overwrite, timeout_s=limit)
@@ -98,17 +100,20 @@ def classify(
     model: ModelOption = "",
     device: DeviceOption = "",
     batch_size: BatchOption = 0,
+    tta: TtaOption = 0,
     verbose: VerboseOption = False,
 ) -> None:
     """Type images of single cells (the central 29 um of each) into a CSV file."""
     start_log(verbose, False)
     from slidescreen.batch import SlideFailure, classify_images, list_images
-    from slidescreen.store import write_predictions
+    from slidescreen.differential import judge
+    from slidescreen.store import Typed, write_predictions
     from slidescreen.taxonomy import ATYPICAL, BLAST, probability_of
 
     paths = list_images(images)
     plausible(um_per_px)
-    classifier = open_classifier(model, effective_settings(None, device, batch_size, ""))
+    settings = effective_settings(None, device, batch_size, "", tta=tta)
+    classifier = open_classifier(model, settings)
     classes = classifier.card.classes
     failures: list[SlideFailure] = []
 
@@ -121,7 +126,9 @@ def classify(
             p = outcome.probabilities
             named = dict(zip(classes, p.tolist(), strict=True))
             blast, atypical = probability_of(BLAST, p, classes), probability_of(ATYPICAL, p, classes)
-            yield str(outcome.path), named, classes[int(p.argmax())], blast, atypical
+            status, reason = judge(p, outcome.outlier, outcome.agreement, settings.differential)
+            label = classes[int(p.argmax())]
+            yield Typed(str(outcome.path), label, named, blast, atypical, status, reason, outcome.outlier, outcome.agreement)
 
     number = write_predictions(out, rows())
     typer.echo(f"{number} of {len(paths)} images typed -> {out}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,8 +13,6 @@ from slidescreen.cli.training_bar import TrainingBar
 
 if TYPE_CHECKING:
     from slidescreen.training.classifier.run import FoldDone
-
-SplitKind = Literal["stratified", "patient"]
 
 
 @train_app.command("detector")
@@ -51,14 +49,14 @@ def train_classifier(
     folds: Annotated[int, typer.Option("--folds", min=2)] = 5,
     fold: Annotated[list[int] | None, typer.Option("--fold", help="Train this fold only; may be repeated.")] = None,
     split: Annotated[
-        SplitKind, typer.Option("--split", help="stratified: image by image; patient: patients as a whole.")
+        str, typer.Option("--split", help="stratified (by image), patient, source (leave one out), or a CSV file: file,fold.")
     ] = "stratified",
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="0: the recipe's.")] = 0,
     per_class: Annotated[int, typer.Option("--per-class", min=0, help="Images of a class in an epoch; 0: the recipe's.")] = 0,
     input_px: Annotated[int, typer.Option("--input-px", min=0, help="Side of the network's input; 0: the recipe's.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=0, help="0: the recipe's.")] = 0,
     seed: Annotated[int, typer.Option("--seed", min=-1, help="-1: the recipe's.")] = -1,
-    start: Annotated[Path | None, typer.Option("--start", help="ImageNet weights (safetensors) to start from.")] = None,
+    start: Annotated[str, typer.Option("--start", help="A model, or ImageNet weights (safetensors), to start from.")] = "",
     um_per_px: Annotated[float | None, typer.Option("--um-per-px", help="Of images in a folder per class.")] = None,
     packed: Annotated[Path | None, typer.Option("--packed", help="Where packed images are kept; default: in the run.")] = None,
     device: DeviceOption = "auto",
@@ -74,14 +72,21 @@ def train_classifier(
     from slidescreen.training.classifier.recipe import load_recipe
     from slidescreen.training.classifier.run import RunSettings, starter, train_folds, usable_images
 
-    asked = {"architecture": arch, "epochs": epochs, "per_class": per_class, "input_px": input_px, "batch_size": batch_size}
+    asked = {
+        "architecture": arch,
+        "epochs": epochs,
+        "per_class": per_class,
+        "input_px": input_px,
+        "batch_size": batch_size,
+        "start": start,
+    }
     changes: dict[str, Any] = {k: v for k, v in asked.items() if v} | ({"seed": seed} if seed >= 0 else {})
     effective = dataclasses.replace(load_recipe(recipe), **changes)
     images = usable_images(list_images(data, um_per_px))
     only = tuple(dict.fromkeys(fold or ()))
     settings = RunSettings(out, packed or out / "packed", choose_device(device), split, folds, only, resume)
     with TrainingBar() as bar:
-        for done in train_folds(images, effective, settings, starter(effective, start), bar.tell):
+        for done in train_folds(images, effective, settings, starter(effective), bar.tell):
             bar.print_line(_said(done))
     typer.echo(f"Now: slidescreen evaluate {out}")
 

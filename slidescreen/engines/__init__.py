@@ -2,6 +2,25 @@
 
 from slidescreen.engines.choose import open_engine
 from slidescreen.engines.engine import Engine, Outputs
-from slidescreen.engines.settings import DEVICE, ClassifySettings, choose_device, choose_devices
+from slidescreen.engines.settings import (
+    DEVICE,
+    ENGINES,
+    ORIENTATIONS,
+    ClassifySettings,
+    check_settings,
+    choose_device,
+    choose_devices,
+)
 
-__all__ = ["DEVICE", "ClassifySettings", "Engine", "Outputs", "choose_device", "choose_devices", "open_engine"]
+__all__ = [
+    "DEVICE",
+    "ENGINES",
+    "ORIENTATIONS",
+    "ClassifySettings",
+    "Engine",
+    "Outputs",
+    "check_settings",
+    "choose_device",
+    "choose_devices",
+    "open_engine",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +15,13 @@ class Outputs(NamedTuple):
 
     logits: NDArray[np.float32]
     features: NDArray[np.float32]
+
+
+def joined(parts: Sequence[Outputs], classes: int = 15) -> Outputs:
+    """Outputs one after the other; none at all are (0, 15) and (0, 0)."""
+    if not parts:
+        return Outputs(np.zeros((0, classes), np.float32), np.zeros((0, 0), np.float32))
+    return Outputs(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 class Engine(Protocol):

@@ -60,7 +60,7 @@ def choose(result: SlideResult) -> list[Gallery]:
     At most `MOST_TILES` typed and unsure cells, shared out fairly; each gallery keeps its most blast-like cells.
     """
     cells, classes = result.cells, result.model.classes
-    asked = [i for i, c in enumerate(cells) if c.p_blast is not None]
+    asked = [i for i, c in enumerate(cells) if c.label]
     kinds: dict[str, list[int]] = {code: [] for code in GALLERY_ORDER}
     kinds |= {"unsure": [], "edge": [], "rejected": []}
     for i, c in enumerate(cells):
@@ -97,7 +97,7 @@ def tile(index: int, cell: ScreenedCell, classes: Sequence[str]) -> Tile:
         x=round(cell.cell.centre.x),
         y=round(cell.cell.centre.y),
         nucleus_um2=cell.cell.nucleus_um2,
-        reason=cell.cell.refusal,
+        reason=cell.reason,
         per_mille=" ".join(str(round(1000 * by_code.get(code, 0.0))) for code in GALLERY_ORDER) if by_code else "",
     )
 
@@ -123,8 +123,8 @@ def _heading(key: str) -> tuple[str, str]:
     if key in BY_CODE:
         return BY_CODE[key].name, key
     titles = {
-        "unsure": "Unsure: no class likely enough, not counted",
+        "unsure": "Unsure which class, not counted",
         "edge": "Cut by the border of the scan, not counted",
-        "rejected": "Rejected as no leukocyte, not counted",
+        "rejected": "Rejected as no leukocyte of the 15 classes, not counted",
     }
     return titles.get(key, key), ""

@@ -198,16 +198,25 @@ def fates(result: SlideResult) -> list[Line]:
         Line("Outside the screened area", str(audit.outside)),
         Line("Found", str(counts["found"]), "stained bodies, each once"),
         Line("Typed", str(counts["typed"]), f"{leukocytes} leukocytes; {beside} smudge cells and erythroblasts"),
-        Line("Unsure", str(counts["unsure"]), "no class likely enough; not counted"),
+        Line("Unsure", str(counts["unsure"]), "which class cannot be told; not counted"),
         Line("Edge", str(counts["edge"]), "cut by the border of the scan; not counted"),
-        Line("Rejected", str(counts["rejected"]), "no leukocyte, or pixels unreadable; not counted"),
+        Line("Rejected", str(counts["rejected"]), "no leukocyte of the 15 classes, or pixels unreadable; not counted"),
     ]
 
 
-def refusals(result: SlideResult) -> list[Line]:
-    """Rejected cells by reason, the most frequent first."""
-    ordered = sorted(result.refusals.items(), key=lambda item: (-item[1], item[0]))
+def by_reason(reasons: Mapping[str, int]) -> list[Line]:
+    """Cells by the reason why they were not counted, the most frequent first."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     return [Line(reason or "no reason given", str(count)) for reason, count in ordered]
+
+
+def rejects(result: SlideResult) -> str:
+    """Whether what is no leukocyte of the 15 classes was looked for, in a sentence."""
+    if not result.model.rejects:
+        return "This model cannot tell what is no leukocyte of its 15 classes: every cell that was found got a class."
+    if not result.settings.get("differential", {}).get("reject", True):
+        return "The refusal of what is no leukocyte of the 15 classes was switched off (differential.reject)."
+    return "The model refuses what looks like no leukocyte of its 15 classes; how well it does is in its README."
 
 
 def provenance(result: SlideResult) -> list[Line]:
@@ -223,6 +232,7 @@ def provenance(result: SlideResult) -> list[Line]:
         Line("Model", model.name),
         Line("Model weights, SHA-256", model.sha256),
         Line("Model as measured", model.measured),
+        Line("Calibration", f"temperature {model.temperature:g}" if model.temperature != 1 else "none"),
         Line("Version of slidescreen", result.version),
         Line("Created", result.created),
         Line("Device", result.device),

@@ -49,7 +49,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, Changes]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
-    """What is learned from: `images`, their `labels` (class numbers) and `groups` (for `balance_sources`), and the rows of
+    """What is learned from: `images`, their `labels` (class numbers) and `groups` (for `source_balance`), and the rows of
     them that belong to this fold."""
 
     images: PackedImages
@@ -83,23 +83,32 @@ class _State:
 
 
 def draw_epoch(lesson: Lesson, recipe: Recipe, epoch: int) -> NDArray[np.int64]:
-    """The rows shown in an epoch, in order: each class `per_class` times, its images, or with `balance_sources` its sources,
-    as evenly as can be."""
+    """The rows shown in an epoch, in order: the classes, and within a class the sources, as often as `Recipe` says, the images
+    of each as evenly as can be."""
     rng = np.random.default_rng([recipe.seed, 1, epoch])
+    classes = [lesson.rows[lesson.labels[lesson.rows] == label] for label in np.unique(lesson.labels[lesson.rows])]
     shown = []
-    for label in np.unique(lesson.labels[lesson.rows]):
-        own = lesson.rows[lesson.labels[lesson.rows] == label]
-        parts = [own[lesson.groups[own] == g] for g in np.unique(lesson.groups[own])] if recipe.balance_sources else [own]
-        for part, n in zip(parts, _shares(recipe.per_class, len(parts), rng), strict=True):
-            rounds = [rng.permutation(part) for _ in range(math.ceil(n / len(part)))]
-            shown.append(np.concatenate([*rounds, part[:0]])[:n])
+    for own, n in zip(classes, _shares(recipe.per_class * len(classes), classes, recipe.class_balance, rng), strict=True):
+        parts = [own[lesson.groups[own] == g] for g in np.unique(lesson.groups[own])] if recipe.source_balance else [own]
+        for part, m in zip(parts, _shares(n, parts, recipe.source_balance, rng), strict=True):
+            rounds = [rng.permutation(part) for _ in range(math.ceil(m / len(part)))]
+            shown.append(np.concatenate([*rounds, part[:0]])[:m])
     return rng.permutation(np.concatenate(shown))
 
 
-def _shares(total: int, parts: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    shares = np.full(parts, total // parts)
-    shares[rng.permutation(parts)[: total % parts]] += 1
-    return shares
+def _shares(total: int, parts: Sequence[NDArray[np.int64]], balance: float, rng: np.random.Generator) -> list[int]:
+    """`total` in whole shares that go as n ** (1 - balance) of the parts' sizes n; what rounding leaves over goes to some of
+    them at random."""
+    weights = np.array([len(part) for part in parts], float) ** (1 - balance)
+    shares = np.floor(total * weights / weights.sum() + 1e-9).astype(int)
+    if left := total - shares.sum():
+        shares[rng.permutation(len(parts))[:left]] += 1
+    return [int(n) for n in shares]
+
+
+def side_at(step: int, total: int, recipe: Recipe) -> int:
+    """Side in px of the network's input at a step (from 0)."""
+    return recipe.first_px if step < recipe.first_share * total else recipe.input_px
 
 
 def learning_rate(step: int, total: int, recipe: Recipe) -> float:
@@ -141,7 +150,7 @@ def fit(
             with pace.waiting():
                 batch = next(batches)
             rate = learning_rate(state.step, total, recipe)
-            pace.add(_learn(forward, optimizer, batch, recipe, state.step, rate))
+            pace.add(_learn(forward, optimizer, batch, recipe, state.step, rate, side_at(state.step, total, recipe)))
             state.step += 1
             if recipe.average:
                 follow(average, network, min(recipe.average, state.step / (state.step + 20)))
@@ -186,11 +195,12 @@ def _learn(
     recipe: Recipe,
     step: int,
     rate: float,
+    side: int,
 ) -> torch.Tensor:
     """One step: the loss, not yet waited for."""
     images, labels, changes = batch
     torch.manual_seed(recipe.seed * 1_000_003 + step)  # of drop-out, so that a resumed run draws the same
-    x = normalise(change(images, changes, recipe.input_px), recipe).contiguous(memory_format=torch.channels_last)
+    x = normalise(change(images, changes, side), recipe).contiguous(memory_format=torch.channels_last)
     target = functional.one_hot(labels, 15).float()
     if recipe.mixup:
         share = float(np.random.default_rng([recipe.seed, 3, step]).beta(recipe.mixup, recipe.mixup))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +18,15 @@ from slidescreen.errors import UsageError
 from slidescreen.taxonomy import CODES
 from slidescreen.training.classifier.images import LabelledImage
 
-SplitKind = Literal["stratified", "patient"]
+SPLITS: Final = ("stratified", "patient", "source")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """`fold[i]`: the fold, from 1, in which image i is tested and in no other learned from. `notes`: where the split is not
-    what one would wish, in words."""
+    """`kind`: one of `SPLITS`, or "file". `fold[i]`: the fold, from 1, in which image i is tested and in no other learned from;
+    0: it is never tested. `notes`: where the split is not what one would wish, in words."""
 
-    kind: SplitKind
+    kind: str
     folds: int
     fold: NDArray[np.int64]
     notes: tuple[str, ...] = ()
@@ -39,14 +41,17 @@ class Split:
 
 
 def split_images(
-    images: Sequence[LabelledImage], kind: SplitKind, folds: int, seed: int, twin_of: Mapping[int, int] | None = None
+    images: Sequence[LabelledImage], how: str, folds: int, seed: int, twin_of: Mapping[int, int] | None = None
 ) -> Split:
     """Deal images of the 15 classes out to folds, each class and each source as evenly as can be.
 
-    stratified: images one by one, as Matek et al. 2019. patient: patients as a whole; an image without a patient is its own.
+    `how`: stratified: images one by one, as Matek et al. 2019. patient: patients as a whole; an image without a patient is its
+    own. source: a fold for each source, by name, whatever `folds` says. Else a CSV file with the columns file,fold; images that
+    it does not name are of fold 0.
     `twin_of`: index of an image with the same px as an earlier one -> that one's; it goes to the same fold.
 
-    Raises UsageError when there is one class only, or a patient split is asked for with fewer patients than folds.
+    Raises UsageError when there is one class only, a patient split is asked for with fewer patients than folds, a source split
+    with one source, or the file is wrong.
     """
     if folds < 2:
         raise UsageError(f"--folds {folds}: at least 2 are needed, to learn from one and test on the other")
@@ -56,13 +61,20 @@ def split_images(
     if len(images) < folds:
         raise UsageError(f"{len(images)} images cannot be dealt out to {folds} folds; use fewer folds")
     strata = np.array([f"{image.label} {image.source}" for image in images])
-    if kind == "patient":
+    notes: tuple[str, ...] = ()
+    if how == "patient":
         fold, notes = _by_patient(images, strata, folds, seed)
+    elif how == "source":
+        fold, notes = _by_source(images)
+    elif how != "stratified":
+        fold = _from_file(images, Path(how))
     else:
-        fold, notes = _dealt(StratifiedKFold(folds, shuffle=True, random_state=seed), strata, None), ()
+        fold = _dealt(StratifiedKFold(folds, shuffle=True, random_state=seed), strata, None)
     for twin, first in (twin_of or {}).items():
         fold[twin] = fold[first]
-    return Split(kind, folds, fold, (*notes, *_uneven(labels, fold, folds)))
+    folds = folds if how in ("stratified", "patient") else int(fold.max())
+    uneven = _uneven(labels, fold, folds) if how in ("stratified", "patient") else ()
+    return Split(how if how in SPLITS else "file", folds, fold, (*notes, *uneven))
 
 
 def _by_patient(
@@ -84,6 +96,33 @@ def _by_patient(
         fold[~known] = _dealt(StratifiedKFold(folds, shuffle=True, random_state=seed), strata[~known], None)
         notes = (f"{alone} images name no patient and are dealt out one by one: cells of one person may lie in several folds",)
     return fold, notes
+
+
+def _by_source(images: Sequence[LabelledImage]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    sources = sorted({image.source for image in images})
+    if len(sources) < 2 or "" in sources:
+        raise UsageError("--split source: needs images of two sources or more, all named in the column source")
+    notes = tuple(f"fold {i} tests {source} and learns from the other sources" for i, source in enumerate(sources, 1))
+    return np.array([sources.index(image.source) + 1 for image in images]), notes
+
+
+def _from_file(images: Sequence[LabelledImage], path: Path) -> NDArray[np.int64]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            told = {row["file"]: int(row["fold"]) for row in csv.DictReader(file)}
+    except OSError as error:
+        raise UsageError(
+            f"--split {path}: cannot be read ({error.strerror}); use one of {', '.join(SPLITS)}, or a CSV file with file,fold"
+        ) from error
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise UsageError(f"{path}: is not a split ({error}); it needs the columns file,fold, folds from 1") from error
+    unknown = sorted(set(told) - {image.file for image in images})
+    if unknown:
+        raise UsageError(f"{path}: names {unknown[0]}, which is not among the images, or is of no class; correct the file")
+    fold = np.array([told.get(image.file, 0) for image in images], np.int64)
+    if fold.min() < 0 or not fold.any():
+        raise UsageError(f"{path}: folds are counted from 1 (0: never tested); at least one image needs one")
+    return fold
 
 
 def _dealt(splitter: StratifiedKFold | StratifiedGroupKFold, strata: NDArray[np.str_], groups: object) -> NDArray[np.int64]:

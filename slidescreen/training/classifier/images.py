@@ -31,7 +31,7 @@ class LabelledImage:
 
     `file`: its name in tables, relative to the folder of the set. `annotation`: the code as it was given, one of the 18 leaves
     or of the 15 classes, or "-" for what is none of them. `label`: that code's class, one of the 15, or "-". `patient` and the
-    re-annotations (classes) are "" where unknown.
+    re-annotations (classes) are "" where unknown, and so is `source_label`, the name that the source gives it.
     """
 
     path: Path
@@ -42,6 +42,7 @@ class LabelledImage:
     patient: str = ""
     reannotation_1: str = ""
     reannotation_2: str = ""
+    source_label: str = ""
 
     @property
     def label(self) -> str:
@@ -102,6 +103,7 @@ def _row(path: Path, line: int, row: Mapping[str, str | None]) -> LabelledImage:
         patient=row.get("patient") or "",
         reannotation_1=_class(where, row.get("reannotation_1")),
         reannotation_2=_class(where, row.get("reannotation_2")),
+        source_label=row.get("source_label") or "",
     )
 
 

@@ -12,19 +12,26 @@ from slidescreen.networks import NETWORKS
 from slidescreen.settings_file import from_table, read_toml
 
 RECIPES: Final = "recipes"
-UNIT: Final = ("learning_rate", "weight_decay", "label_smoothing", "mixup", "average", "scale", "colour", "stain", "blur")
+UNIT: Final = (
+    *("learning_rate", "weight_decay", "class_balance", "source_balance", "first_share", "label_smoothing", "mixup"),
+    *("average", "scale", "colour", "stain", "blur"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`input_px`: side of the network's input, for 29 um. An epoch shows `per_class` images of each class, drawn evenly; with
-    `balance_sources`, evenly from the sources within a class. `patience`: epochs without a fall of the training loss by
-    1 % after which training ends; 0: never.
+    """`input_px`: side of the network's input, for 29 um. An epoch shows `per_class` images for each class there is.
+    `patience`: epochs without a fall of the training loss by 1 % after which training ends; 0: never.
 
-    What follows the seed goes beyond Matek et al. 2019 and is off by default. `average`: decay of the moving average of the
-    weights that is kept in place of the last ones, 0: none. `mixup`: parameter of the Beta distribution. `scale`: largest
-    change of size as a share. `colour`: largest change of brightness, contrast and of each channel's gain. `stain`: largest
-    change of each channel's optical density. `blur`: largest weight of a blurred (or, negative, sharpened) copy.
+    Classes of n images share an epoch as n ** (1 - `class_balance`): 1 shows all equally often, 0 as often as they come. So do
+    the sources within a class, by `source_balance`.
+
+    What follows the seed goes beyond Matek et al. 2019 and is off by default. `start`: a model (name or folder) or ImageNet
+    weights (a safetensors file) to start from. `first_share` of the steps see images of `first_px`, coarser ones than
+    `input_px`. `average`: decay of the moving average of the weights that is kept in place of the last ones, 0: none. `mixup`:
+    parameter of the Beta distribution. `scale`: largest change of size as a share. `colour`: largest change of brightness,
+    contrast and of each channel's gain. `stain`: largest change of each channel's optical density. `blur`: largest weight of a
+    blurred (or, negative, sharpened) copy.
     """
 
     architecture: str = "resnext50_32x4d"
@@ -38,8 +45,12 @@ class Recipe:
     weight_decay: float = 1e-4
     schedule: Literal["constant", "cosine"] = "constant"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    class_balance: float = 1.0
+    source_balance: float = 0.0
     seed: int = 0
-    balance_sources: bool = False
+    start: str = ""
+    first_px: int = 0
+    first_share: float = 0.0
     label_smoothing: float = 0.0
     average: float = 0.0
     mixup: float = 0.0
@@ -53,6 +64,8 @@ class Recipe:
             raise UsageError(f"architecture {self.architecture!r} is unknown; use one of {', '.join(NETWORKS)}")
         if not 32 <= self.input_px <= 1024:
             raise UsageError(f"input_px = {self.input_px}: must lie in 32-1024")
+        if self.first_share and not 32 <= self.first_px <= self.input_px:
+            raise UsageError(f"first_px = {self.first_px}: must lie between 32 and input_px, {self.input_px}")
         for name in ("epochs", "per_class", "batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)}: must be at least 1")

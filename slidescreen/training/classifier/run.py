@@ -32,14 +32,14 @@ from torch import nn
 from slidescreen.atomic import write_text
 from slidescreen.classify import ClassifySettings, load_classifier
 from slidescreen.errors import UsageError
-from slidescreen.model import CARD, write_model
+from slidescreen.model import CARD, find_model, load_card, load_network, write_model
 from slidescreen.networks import build_network, start_from_imagenet
 from slidescreen.patches import patch_of_image
 from slidescreen.records import PATCH_UM
 from slidescreen.slide import read_image
 from slidescreen.taxonomy import ATYPICAL, BLAST, CODES, NOT_A_LEUKOCYTE, probability_of
 from slidescreen.training.classifier.fit import Lesson, Step, fit
-from slidescreen.training.classifier.folds import Split, SplitKind, split_images
+from slidescreen.training.classifier.folds import Split, split_images
 from slidescreen.training.classifier.images import LabelledImage
 from slidescreen.training.classifier.packed import PackedImages, pack_images
 from slidescreen.training.classifier.recipe import Recipe
@@ -64,13 +64,14 @@ class FoldDone:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """`out`: the run's folder. `packed`: where packed images lie or go. `split`, `folds`: how images are dealt out. `only`:
+    """`out`: the run's folder. `packed`: where packed images lie or go. `split`, `folds`: how images are dealt out,
+    see `split_images`. `only`:
     folds to train, all when empty. `resume`: go on in a folder that holds a run."""
 
     out: Path
     packed: Path
     device: str
-    split: SplitKind = "stratified"
+    split: str = "stratified"
     folds: int = 5
     only: tuple[int, ...] = ()
     resume: bool = False
@@ -88,10 +89,10 @@ def train_folds(
 
     Raises UsageError when the images cannot be split, or the folder holds another run, or one that is not to be gone on with.
     """
+    asked = split_images(images, settings.split, settings.folds, recipe.seed)  # told before images are read
     for fold in settings.only:
-        if not 1 <= fold <= settings.folds:
-            raise UsageError(f"--fold {fold}: must lie in 1-{settings.folds}")
-    split_images(images, settings.split, settings.folds, recipe.seed)  # what cannot be split is said before images are read
+        if not 1 <= fold <= asked.folds:
+            raise UsageError(f"--fold {fold}: must lie in 1-{asked.folds}")
     packed = pack_images(images, recipe.input_px, settings.packed, lambda n: log.info("%d of %d packed", n, len(images)))
     split = split_images(images, settings.split, settings.folds, recipe.seed, packed.twin_of)
     for note in split.notes:
@@ -109,16 +110,24 @@ def train_folds(
         yield _finish(network, images, split, recipe, settings, packed, fold)
 
 
-def starter(recipe: Recipe, weights: Path | None) -> Callable[[], nn.Module]:
-    """What makes the network that a fold begins with: random weights, or those of a file (of ImageNet, say).
+def starter(recipe: Recipe) -> Callable[[], nn.Module]:
+    """What makes the network that a fold begins with: random weights, those of a model with its last layer, or those of a file
+    (of ImageNet, say) without.
 
-    Raises UsageError when the recipe's architecture cannot start from a file.
+    Raises UsageError when the recipe's architecture cannot start from them, ModelError when they cannot be used.
     """
-    if weights is None:
+    if not recipe.start:
         return lambda: build_network(recipe.architecture, len(CODES))
-    if recipe.architecture != "resnext50_32x4d":
-        raise UsageError(f"--start {weights}: only resnext50_32x4d can start from weights, not {recipe.architecture}")
-    return lambda: start_from_imagenet(weights, len(CODES))
+    if recipe.start.endswith(".safetensors"):
+        if recipe.architecture != "resnext50_32x4d":
+            raise UsageError(f"start {recipe.start}: only resnext50_32x4d can start from weights, not {recipe.architecture}")
+        return lambda: start_from_imagenet(Path(recipe.start), len(CODES))
+    folder = find_model(recipe.start)
+    card = load_card(folder)
+    mean, std = recipe.normalisation
+    if (card.architecture, card.classes, card.mean, card.std) != (recipe.architecture, CODES, (mean,) * 3, (std,) * 3):
+        raise UsageError(f"start {recipe.start}: is of {card.architecture}, or has other classes or colours than the recipe")
+    return lambda: load_network(folder, card).train()
 
 
 def usable_images(images: Iterable[LabelledImage]) -> list[LabelledImage]:
@@ -243,7 +252,11 @@ def measure(gold: Sequence[str], probabilities: NDArray[np.float32]) -> dict[str
 
 def _card(name: str, recipe: Recipe, split: Split, data: dict[str, Any], fold: int) -> dict[str, Any]:
     mean, std = recipe.normalisation
-    apart = "no patient in two folds" if split.kind == "patient" else "images of one patient may lie in several folds"
+    apart = {
+        "patient": "no patient in two folds",
+        "source": "no source in two folds",
+        "file": "folds from a file",
+    }.get(split.kind, "images of one patient may lie in several folds")
     sources = ", ".join(f"{source or 'source unnamed'} {n}" for source, n in data["per_source"].items())
     return {
         "name": name,
