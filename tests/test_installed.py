@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -30,8 +31,9 @@ from slidescreen.installed.archive import pack
 from slidescreen.installed.check import check_model
 from slidescreen.installed.install import LOCK, install_model
 from slidescreen.installed.listing import InstalledModel, describe, list_models
-from slidescreen.model import CARD, DEFAULT_MODEL, WEIGHTS, find_model, user_models_folder, write_model
+from slidescreen.model import CARD, DEFAULT_MODEL, REJECTION, WEIGHTS, find_model, user_models_folder, write_model
 from slidescreen.networks import build_network
+from slidescreen.rejection import Rejection
 from slidescreen.taxonomy import CODES
 
 CARD_FIELDS: dict[str, Any] = {
@@ -226,6 +228,25 @@ def test_a_model_that_does_not_work_is_refused(tiny: Path, mine: Path, tmp_path:
     with pytest.raises(ModelError, match="a link"):
         install_model(tmp_path / "linked")
     assert [p.name for p in mine.iterdir()] == [LOCK]
+
+
+def test_the_parameters_of_rejection_come_along_and_are_checked(tiny: Path, mine: Path, tmp_path: Path) -> None:
+    def made(name: str, d: int) -> Path:
+        ones = np.ones(d, np.float32)
+        parts = Rejection(ones, ones, np.zeros((d, 1), np.float32), np.zeros(2, np.float32), np.ones(2, np.float32))
+        torch.manual_seed(0)
+        write_model(tmp_path / name, build_network("sequential"), CARD_FIELDS | {"rejection": {"threshold": 1.5}}, parts)
+        return tmp_path / name
+
+    whole = made("whole", 512)
+    with pytest.raises(ModelError, match="is for another network .7 features in place of 512"):
+        install_model(made("other", 7))
+    model, said = install_model(zipped(whole, tmp_path / "m.zip"))
+    assert "refused above 1.50" in said
+    assert sorted(files_of(model.folder)) == sorted([CARD, WEIGHTS, REJECTION])
+    (model.folder / REJECTION).write_bytes(b"x")
+    with pytest.raises(ModelError, match=f"{REJECTION}: sha256"):
+        check_model(model.folder)
 
 
 def test_a_name_that_is_taken_stays_unless_it_is_to_be_replaced(tiny: Path, mine: Path, tmp_path: Path) -> None:

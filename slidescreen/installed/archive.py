@@ -25,7 +25,7 @@ from slidescreen.model import CARD, PICKLE_SUFFIXES, WEIGHTS
 MOST_BYTES: Final = 2**30
 """Of all files together, unpacked. The largest network that a card can name has 0.1 GB."""
 MOST_TEXT_BYTES: Final = 2**24
-"""Of any one file but the weights."""
+"""Of any one file of text or a picture."""
 MOST_FILES: Final = 100
 DEEPEST: Final = 4
 LONGEST_NAME: Final = 100
@@ -61,7 +61,7 @@ def unpack(source: Path, folder: Path) -> Path:
         with _opened(source) as members:
             for name, stream in members:
                 path = _checked(name, sizes)
-                most = MOST_BYTES if path.name == WEIGHTS else MOST_TEXT_BYTES
+                most = MOST_BYTES if path.suffix == Path(WEIGHTS).suffix else MOST_TEXT_BYTES
                 sizes[str(path)] = _copy(stream, folder / path, min(most, MOST_BYTES - sum(sizes.values())), name)
         return _root(folder, sizes)
     except _Refused as error:

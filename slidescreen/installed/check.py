@@ -15,10 +15,11 @@ from slidescreen.demo import paint_smear
 from slidescreen.detect import DetectSettings
 from slidescreen.detector_model import load_detector_card, load_detector_network
 from slidescreen.detector_network import network_detector
+from slidescreen.engines.network import load_with_features
 from slidescreen.errors import ModelError
 from slidescreen.geometry import Box, Point, Size
 from slidescreen.installed.listing import kind_of
-from slidescreen.model import WEIGHTS, load_card, load_network, prepare, read_card
+from slidescreen.model import REJECTION, WEIGHTS, load_card, load_rejection, prepare, read_card
 from slidescreen.records import PATCH_PX, PATCH_UM, RgbImage
 
 FIELD_PX: Final = 576
@@ -32,15 +33,26 @@ def check_model(folder: Path) -> str:
     if kind_of(read_card(folder)) == "detector":
         return _check_detector(folder)
     card = load_card(folder)
-    network = load_network(folder, card)
-    _require_finite(folder, network)
+    network = load_with_features(folder, card)
+    _require_finite(folder, network.network)
     patch = torch.from_numpy(painted_patch())[None]
     with torch.inference_mode():
-        p: NDArray[np.float32] = torch.softmax(network(prepare(patch, card)), dim=1)[0].numpy()
+        logits, features = network(prepare(patch, card))
+        p: NDArray[np.float32] = torch.softmax(logits / card.temperature, dim=1)[0].numpy()
     if p.shape != (len(card.classes),) or not np.isfinite(p).all() or abs(float(p.sum()) - 1) > 1e-3:
         raise ModelError(f"{folder}: gives no probabilities for a painted cell; the model is of no use")
     best = int(p.argmax())
-    return f"a painted myeloblast is {card.classes[best]} with P {p[best]:.2f}"
+    said = f"a painted myeloblast is {card.classes[best]} with P {p[best]:.2f}"
+    rejection = load_rejection(folder, card)
+    if rejection is None or card.rejection is None:
+        return said
+    if len(rejection.weight) != features.shape[1]:
+        raise ModelError(
+            f"{folder / REJECTION}: is for another network ({len(rejection.weight)} features in place of "
+            f"{features.shape[1]}); install the model again"
+        )
+    score = float(rejection.scores(features.numpy())[0])
+    return f"{said}, outlier score {score:.2f} (refused above {card.rejection.threshold:.2f})"
 
 
 def _check_detector(folder: Path) -> str:
