@@ -107,14 +107,15 @@ def card_view(model: InstalledModel) -> Group:
         "classes": card.get("classes"),
         "sha256": card.get("sha256"),
     }
+    title = card["name"] if isinstance(card.get("name"), str) else model.name
     parts: list[RenderableType] = [
-        Text(plain(model.name), style="bold"),
+        Text(plain(title), style="bold"),
         _pairs({k: v for k, v in head.items() if v is not None}),
     ]
     others = {key: plain(key).replace("_", " ").capitalize() for key in card if key not in HEAD and key not in SECTIONS}
-    for key, title in (SECTIONS | others).items():
+    for key, heading in (SECTIONS | others).items():
         if key in card:
-            parts += [Text(f"\n{title}", style="bold"), Padding(_shown(card[key]), (0, 0, 0, 2))]
+            parts += [Text(f"\n{heading}", style="bold"), Padding(_shown(card[key]), (0, 0, 0, 2))]
     return Group(*parts)
 
 
