@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,23 +183,25 @@ def as_predictions(images: Sequence[LabelledImage], p: NDArray[np.float64]) -> P
     )
 
 
-def measured(predictions: Predictions) -> dict[str, Any]:
-    """The measures of all images together and of each source, with their intervals."""
+def measured(predictions: Predictions) -> list[dict[str, Any]]:
+    """The measures of all images together and of each source, with their intervals, a row each."""
     found = evaluate(predictions, "control")
     blast, atypical = found.decisions
-    pooled = {"images": len(predictions), "blast AUC": _plain(blast.auc), "atypical AUC": _plain(atypical.auc)}
-    sources = {
-        each.source: {
-            "images": each.images,
-            "patients": each.patients,
-            "blast AUC": _plain(each.blast_auc),
-            "atypical AUC": _plain(each.atypical_auc),
-            "balanced accuracy": _plain(each.balanced_accuracy),
-            **{f"{key} AUC within patients": within_patients(predictions, key, each.source) for key in DECISIONS},
-        }
-        for each in found.sources
-    }
-    return {"all sources together": pooled, "sources": sources}
+    together = {"source": "all together", "images": len(predictions), "patients": found.patients}
+    rows = [together | {"blast AUC": _plain(blast.auc), "atypical AUC": _plain(atypical.auc)}]
+    for each in found.sources:
+        rows.append(
+            {
+                "source": each.source,
+                "images": each.images,
+                "patients": each.patients,
+                "blast AUC": _plain(each.blast_auc),
+                "atypical AUC": _plain(each.atypical_auc),
+                "balanced accuracy": _plain(each.balanced_accuracy),
+                **{f"{key} AUC within patients": within_patients(predictions, key, each.source) for key in DECISIONS},
+            }
+        )
+    return rows
 
 
 def _plain(estimate: Estimate) -> dict[str, Any]:
@@ -220,11 +221,11 @@ def within_patients(predictions: Predictions, key: str, source: str) -> dict[str
             wins.append(area * both)
             pairs.append(float(both))
     if not pairs:
-        return {"value": None, "ci95": None, "patients": 0}
+        return {"value": None, "ci95": None}
     drawn = rng.integers(0, len(pairs), (RESAMPLES, len(pairs)))
     resampled = np.array(wins)[drawn].sum(1) / np.array(pairs)[drawn].sum(1)
     limits = interval(resampled) if len(pairs) >= 5 else None
-    return {"value": sum(wins) / sum(pairs), "ci95": limits, "patients": len(pairs)}
+    return {"value": sum(wins) / sum(pairs), "ci95": limits}
 
 
 def source_told(given: NDArray[np.float64], images: Sequence[LabelledImage]) -> float | None:
@@ -274,44 +275,44 @@ def run_controls(options: argparse.Namespace) -> dict[str, Any]:
     classifier = load_classifier(unseeing_model(options), ClassifySettings())
     images = unseen_images(options)
     shown = show(images, detector, classifier)
-    conditions = {}
-    for name, how in CONDITIONS.items():
+    results: list[dict[str, Any]] = []
+    for name in CONDITIONS:
         rows = shown.fits if name.endswith("disc") else np.ones(len(shown.images), bool)
-        conditions[name] = {"how": how} | measured(as_predictions(shown.images, shown.said[name]).only(rows))
-    ground = np.log(np.maximum(shown.said["no leukocyte"], 1e-6))
+        predictions = as_predictions(shown.images, shown.said[name]).only(rows)
+        results += [{"condition": name} | row for row in measured(predictions)]
+    of_background = np.log(np.maximum(shown.said["no leukocyte"], 1e-6))
     return {
-        "model": {"name": classifier.card.name, "sha256": classifier.card.sha256, "input_px": classifier.card.input_px},
-        "images": Counter(image.source for image in shown.images),
-        "at most of a source": options.per_source,
+        "model": classifier.card.name,
+        "sha256": classifier.card.sha256,
+        "images": len(shown.images),
+        "at most of a source, drawn by lot": options.per_source,
         "outlines": f"{read_card(find_model(DEFAULT_DETECTOR))['name']}, {WIDER_UM:g} um wider",
-        "no body found, left out": Counter(image.source for image in shown.without_body),
+        "no body found, left out": len(shown.without_body),
         "outline beside the middle of the image": int((~shown.held).sum()),
         "cell reaches beyond the disc, left out there": int((~shown.fits).sum()),
-        "conditions": conditions,
-        "source told (balanced accuracy, chance is 1 / sources)": {
-            "from the colour of the ground": source_told(shown.grounds, shown.images),
-            "from what the model says of the background": source_told(ground, shown.images),
-        },
+        "source told from the colour of the ground": source_told(shown.grounds, shown.images),
+        "source told from what the model says of the background": source_told(of_background, shown.images),
+        "source told by chance": 1 / len({image.source for image in shown.images}),
+        "conditions": CONDITIONS,
+        "results": results,
     }
 
 
 def table(found: dict[str, Any]) -> Iterator[str]:
     """The result in lines."""
-    yield "| condition | source | images | blast AUC | within patients | atypical AUC | balanced accuracy |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
-    for name, result in found["conditions"].items():
-        pooled = result["all sources together"]
-        aucs = f"{_said(pooled['blast AUC'])} | | {_said(pooled['atypical AUC'])}"
-        yield f"| {name} | all together | {pooled['images']} | {aucs} | |"
-        for source, m in result["sources"].items():
-            cells = (m["blast AUC"], m["blast AUC within patients"], m["atypical AUC"], m["balanced accuracy"])
-            yield f"| {name} | {source} | {m['images']} | " + " | ".join(_said(cell) for cell in cells) + " |"
-    for how, value in found["source told (balanced accuracy, chance is 1 / sources)"].items():
-        yield f"source told {how}: {'-' if value is None else f'{value:.3f}'}"
+    columns = ("blast AUC", "blast AUC within patients", "atypical AUC", "balanced accuracy")
+    yield f"| condition | source | images | {' | '.join(columns)} |"
+    yield "| --- " * (3 + len(columns)) + "|"
+    for row in found["results"]:
+        cells = (row["condition"], row["source"], str(row["images"]), *(_said(row.get(name)) for name in columns))
+        yield f"| {' | '.join(cells)} |"
+    for name, value in found.items():
+        if name not in ("results", "conditions"):
+            yield f"{name}: {f'{value:.3f}' if isinstance(value, float) else value}"
 
 
-def _said(measure: dict[str, Any]) -> str:
-    if measure["value"] is None:
+def _said(measure: dict[str, Any] | None) -> str:
+    if measure is None or measure["value"] is None:
         return "-"
     limits = measure["ci95"]
     return f"{measure['value']:.3f}" + (f" ({limits[0]:.3f}-{limits[1]:.3f})" if limits else "")

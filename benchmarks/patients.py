@@ -130,12 +130,10 @@ def agreement(human: Sequence[float], said: Sequence[float]) -> dict[str, Any]:
     bias, half = float(difference.mean()), float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
     return {
         "patients": n,
-        "r": float(r.statistic),
-        "r ci95": [float(v) for v in r.confidence_interval()],
-        "bias": bias,
-        "bias ci95": [bias - half, bias + half],
-        "limits of agreement": [bias - 1.96 * sd, bias + 1.96 * sd],
-        "mean absolute difference": float(np.abs(difference).mean()),
+        "r": {"value": float(r.statistic), "ci95": [float(v) for v in r.confidence_interval()]},
+        "bias, points": {"value": bias, "ci95": [bias - half, bias + half]},
+        "limits of agreement, points": [bias - 1.96 * sd, bias + 1.96 * sd],
+        "mean absolute difference, points": float(np.abs(difference).mean()),
     }
 
 
@@ -145,7 +143,9 @@ def draw(patients: Sequence[Patient], found: dict[str, Any], name: str, out: Pat
     with matplotlib.style.context(["default", LOOK]):
         figure = Figure((9, 4.2), layout="constrained")
         scatter, difference = figure.subplots(1, 2)
-        _scatter(scatter, human, said, f"{name}: {found['patients']} patients not seen in training, r = {found['r']:.3f}")
+        _scatter(
+            scatter, human, said, f"{name}: {found['patients']} patients not seen in training, r = {found['r']['value']:.3f}"
+        )
         _bland_altman(difference, np.array(human), np.array(said), found)
         for suffix in ("svg", "png"):
             figure.savefig(out / f"patients.{suffix}", dpi=150, metadata={"Date": None} if suffix == "svg" else None)
@@ -159,10 +159,10 @@ def _scatter(axes: Axes, human: Sequence[float], said: Sequence[float], title: s
 
 
 def _bland_altman(axes: Axes, human: np.ndarray[Any, Any], said: np.ndarray[Any, Any], found: dict[str, Any]) -> None:
-    low, high = found["limits of agreement"]
+    low, high = found["limits of agreement, points"]
     axes.axhspan(-3, 3, color=SOFT, alpha=0.12, linewidth=0)
     axes.plot((human + said) / 2, said - human, "o", color=ACCENT, alpha=0.8)
-    for value, style in ((found["bias"], "-"), (low, "--"), (high, "--")):
+    for value, style in ((found["bias, points"]["value"], "-"), (low, "--"), (high, "--")):
         axes.axhline(value, color=SOFT, linestyle=style, linewidth=1)
         axes.annotate(
             f"{value:+.1f}", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color=SOFT
@@ -180,11 +180,22 @@ def table(patients: Sequence[Patient], results: dict[str, Any]) -> Iterator[str]
         human, reported, labelled = cells
         yield f"| {p.name} | {p.labelled_cells} | {human} | {p.found} | {reported} | {labelled} |"
     for name, found in results.items():
-        r, bias, limits = (
-            f"{low:+.2f} to {high:+.2f}" for low, high in (found["r ci95"], found["bias ci95"], found["limits of agreement"])
-        )
+        r, bias = found["r"], found["bias, points"]
         yield f"{name}: {found['patients']} patients"
-        yield f"  r {found['r']:.3f} (95 % {r}), bias {found['bias']:+.2f} points (95 % {bias}), 95 % of differences {limits}"
+        yield f"  r {r['value']:.3f} (95 % {r['ci95'][0]:.3f} to {r['ci95'][1]:.3f})"
+        yield f"  bias {bias['value']:+.1f} points (95 % {bias['ci95'][0]:+.1f} to {bias['ci95'][1]:+.1f})"
+        low, high = found["limits of agreement, points"]
+        yield f"  95 % of differences between {low:+.1f} and {high:+.1f} points"
+
+
+def row_of(patient: Patient) -> dict[str, Any]:
+    """Blasts, leukocytes and percent of a patient, flat."""
+    row: dict[str, Any] = {"patient": patient.name}
+    for name, count in (("human", patient.human), ("reported", patient.reported), ("labelled only", patient.labelled)):
+        value = percent(count)
+        row |= {f"{name} blasts": count[0], f"{name} leukocytes": count[1]}
+        row[f"{name} %"] = None if math.isnan(value) else round(value, 1)
+    return row | {"labelled cells": patient.labelled_cells, "typed cells": patient.found}
 
 
 def main() -> int:
@@ -213,14 +224,12 @@ def main() -> int:
     }
     draw(usable, results["reported"], card.name, options.out)
     told = {
-        "model": {"name": card.name, "sha256": card.sha256},
-        "at most of a patient": options.cells,
+        "model": card.name,
+        "sha256": card.sha256,
+        "labelled cells of a patient, at most": options.cells,
         "failed": failed,
         "agreement": results,
-        "patients": [
-            {"patient": p.name, "human": p.human, "reported": p.reported, "labelled only": p.labelled, "typed cells": p.found}
-            for p in patients
-        ],
+        "patients": [row_of(patient) for patient in patients],
     }
     (options.out / "patients.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     print("\n".join(table(patients, results)))

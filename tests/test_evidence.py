@@ -73,7 +73,8 @@ def made(n: int = 60) -> tuple[list[LabelledImage], np.ndarray]:
 def test_within_a_patient_what_tells_only_the_patient_tells_nothing() -> None:
     images, p = made()
     predictions = controls.as_predictions(images, p)
-    found = controls.measured(predictions)["sources"]["a"]
+    together, found, other = controls.measured(predictions)
+    assert (together["source"], found["source"], other["source"]) == ("all together", "a", "b")
     assert found["images"] == 48 and found["patients"] == 6
     assert found["blast AUC"]["value"] > 0.6
     within = found["blast AUC within patients"]
@@ -85,12 +86,12 @@ def test_within_a_patient_what_tells_only_the_patient_tells_nothing() -> None:
             if i % 6 == patient
         ]
         for score in (s for yes, s in own if yes):
-            for other in (s for yes, s in own if not yes):
-                wins, pairs = wins + (score > other) + 0.5 * (score == other), pairs + 1
+            for less in (s for yes, s in own if not yes):
+                wins, pairs = wins + (score > less) + 0.5 * (score == less), pairs + 1
     assert within["value"] == pytest.approx(wins / pairs)
     assert abs(within["value"] - 0.5) < found["blast AUC"]["value"] - 0.5
     assert within["ci95"][0] < within["value"] < within["ci95"][1]
-    assert controls.measured(predictions)["sources"]["b"]["blast AUC within patients"]["value"] is None
+    assert other["blast AUC within patients"]["value"] is None
     json.dumps(controls.measured(predictions), allow_nan=False)
 
 
@@ -107,11 +108,11 @@ def test_agreement_is_what_bland_and_altman_say() -> None:
     human, said = [0.0, 10.0, 20.0, 40.0, 80.0], [2.0, 9.0, 25.0, 43.0, 81.0]
     found = patients.agreement(human, said)
     difference = np.array(said) - np.array(human)
-    assert found["bias"] == pytest.approx(2.0)
-    assert found["r"] == pytest.approx(np.corrcoef(human, said)[0, 1])
+    assert found["bias, points"]["value"] == pytest.approx(2.0)
+    assert found["r"]["value"] == pytest.approx(np.corrcoef(human, said)[0, 1])
     sd = np.std(difference, ddof=1)
-    assert found["limits of agreement"] == pytest.approx([2 - 1.96 * sd, 2 + 1.96 * sd])
-    assert found["bias ci95"] == pytest.approx([2 - 2.776445 * sd / 5**0.5, 2 + 2.776445 * sd / 5**0.5])
+    assert found["limits of agreement, points"] == pytest.approx([2 - 1.96 * sd, 2 + 1.96 * sd])
+    assert found["bias, points"]["ci95"] == pytest.approx([2 - 2.776445 * sd / 5**0.5, 2 + 2.776445 * sd / 5**0.5])
 
 
 def test_a_result_is_compared_with_the_labelled_cells(tmp_path: Path) -> None:

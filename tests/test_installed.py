@@ -315,6 +315,10 @@ def test_a_card_of_any_form_is_shown_and_cannot_write_to_the_terminal() -> None:
             "deep": {"a": {"b": {"c": 1}}},
             "confusion": [[1, 2], [3, 4]],
         },
+        "tables": [
+            {"title": "By source", "note": "Unseen.", "columns": ["source", "AUC"], "rows": [["lmu", "0.912"], ["x", "y", "z"]]}
+        ],
+        "evidence": {"controls": {"results": [{"condition": "whole", "blast AUC": {"value": 0.91, "ci95": [0.9, 0.92]}}, {}]}},
         "limits": "[red]not markup[/red] \x1b[2Jgone\nnext",
         "\x1b]0;title\x07": {"[bold]": True},
         "rejection": [],
@@ -326,7 +330,15 @@ def test_a_card_of_any_form_is_shown_and_cannot_write_to_the_terminal() -> None:
     assert isinstance(console.file, io.StringIO)
     said = console.file.getvalue()
     assert all(c.isprintable() or c == "\n" for c in said)
-    for text in ("[red]not markup[/red]", "[bold]", "Unheard of", "blast AUC 0.970", "see card.json"):
+    for text in (
+        "[red]not markup[/red]",
+        "[bold]",
+        "Unheard of",
+        "blast AUC 0.970",
+        "see card.json",
+        "0.912",
+        "0.91 (0.9 to 0.92)",
+    ):
         assert text in said
 
 

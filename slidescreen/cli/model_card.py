@@ -18,6 +18,8 @@ SECTIONS: Final = {
     "training": "Training",
     "training_data": "Training data",
     "measured": "Measured on images it had not seen",
+    "tables": "Tables",
+    "evidence": "Further evidence",
     "calibration": "Calibration",
     "rejection": "Rejection",
     "intended_use": "Intended use",
@@ -120,36 +122,72 @@ def card_view(model: InstalledModel) -> Group:
 
 
 def _shown(value: Any) -> RenderableType:
-    """Any value of a card: tables of tables as a grid where they are alike, other tables as pairs, the rest as text."""
-    if not isinstance(value, Mapping):
-        return Text("(see card.json)" if _is_nested(value) else plain(value))
-    inner = {key: each for key, each in value.items() if isinstance(each, Mapping)}
+    """Any value of a card: tables, rows of one kind and tables of tables that are alike as grids, other tables as pairs, the
+    rest as text."""
+    if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+        return _listed(value)
+    if not isinstance(value, Mapping) or _is_estimate(value):
+        return Text(_leaf(value))
+    inner = {key: each for key, each in value.items() if _is_nested(each)}
     flat = {key: each for key, each in value.items() if key not in inner}
     parts: list[RenderableType] = [_pairs(flat)] if flat else []
-    alike = {name: None for row in inner.values() for name in row}
-    leaves = all(not isinstance(each, Mapping) and not _is_nested(each) for row in inner.values() for each in row.values())
-    if inner and leaves and len(inner) > 1 and len(alike) < WIDEST_ROW:
-        return Group(*parts, _grid(inner, list(alike)))
+    rows = {key: each for key, each in inner.items() if isinstance(each, Mapping)}
+    alike = {name: None for row in rows.values() for name in row}
+    leaves = not any(_is_nested(each) for row in rows.values() for each in row.values())
+    if len(inner) == len(rows) > 1 and leaves and len(alike) < WIDEST_ROW:
+        return Group(
+            *parts, _grid([*alike], [[name, *(row.get(c, "") for c in alike)] for name, row in rows.items()], named=True)
+        )
     for key, each in inner.items():
         parts += [Text(plain(key), style="italic"), Padding(_shown(each), (0, 0, 0, 2))]
     return Group(*parts)
 
 
+def _listed(values: Sequence[Mapping[Any, Any]]) -> RenderableType:
+    """Tables with `title`, `note`, `columns` and `rows`; other objects of a list as rows of one table."""
+    if not all(isinstance(each.get("columns"), list) and isinstance(each.get("rows"), list) for each in values):
+        columns = list({name: None for row in values for name in row})
+        return _grid(columns, [[row.get(c, "") for c in columns] for row in values])
+    parts: list[RenderableType] = []
+    for table in values:
+        rows = [row if isinstance(row, list) else [row] for row in table["rows"]]
+        parts += [
+            Text(plain(table.get("title", "")), style="italic"),
+            Text(plain(table.get("note", ""))),
+            _grid(table["columns"], rows),
+        ]
+    return Group(*parts)
+
+
+def _is_estimate(value: object) -> bool:
+    return isinstance(value, Mapping) and "value" in value and set(value) <= {"value", "ci95", "patients"}
+
+
 def _is_nested(value: object) -> bool:
-    return isinstance(value, list) and any(isinstance(each, list | Mapping) for each in value)
+    inside = isinstance(value, list) and any(_is_nested(each) or isinstance(each, list) for each in value)
+    return inside or (isinstance(value, Mapping) and not _is_estimate(value))
+
+
+def _leaf(value: Any) -> str:
+    """An estimate with its interval, or any other value that fits a line."""
+    if isinstance(value, Mapping) and _is_estimate(value):
+        limits = value.get("ci95")
+        return plain(value["value"]) + (f" ({plain(limits)})".replace(", ", " to ") if isinstance(limits, list) else "")
+    return "(see card.json)" if _is_nested(value) else plain(value)
 
 
 def _pairs(values: Mapping[Any, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     for key, value in values.items():
-        table.add_row(Text(plain(key)), Text("(see card.json)" if _is_nested(value) else plain(value), overflow="fold"))
+        table.add_row(Text(plain(key)), Text(_leaf(value), overflow="fold"))
     return table
 
 
-def _grid(rows: Mapping[Any, Mapping[Any, Any]], columns: Sequence[Any]) -> Table:
+def _grid(columns: Sequence[Any], rows: Iterable[Sequence[Any]], *, named: bool = False) -> Table:
+    """`named`: each row begins with its name, which has no column heading."""
     table = Table(box=box.SIMPLE, pad_edge=False)
-    for column in ("", *columns):
+    for column in (*([""] if named else []), *columns):
         table.add_column(Text(plain(column)))
-    for name, row in rows.items():
-        table.add_row(Text(plain(name)), *(Text(plain(row[c]) if c in row else "") for c in columns))
+    for row in rows:
+        table.add_row(*(Text(_leaf(value), overflow="fold") for value in row[: len(table.columns)]))
     return table
