@@ -31,7 +31,7 @@ from sklearn.preprocessing import StandardScaler
 
 from slidescreen.classify import Classifier, ClassifySettings, load_classifier
 from slidescreen.detect import Body, Detector, DetectSettings, measure_stain
-from slidescreen.detector_model import DEFAULT_DETECTOR
+from slidescreen.detector_card import DEFAULT_DETECTOR
 from slidescreen.detector_network import load_detector
 from slidescreen.errors import UsageError
 from slidescreen.evaluation import metrics

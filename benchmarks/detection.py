@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from slidescreen.detect import Detector, DetectSettings, StainDetector, measure_stain
-from slidescreen.detector_model import DEFAULT_DETECTOR, flops_per_px
+from slidescreen.detector_card import DEFAULT_DETECTOR
+from slidescreen.detector_model import flops_per_px
 from slidescreen.detector_network import load_detector
 from slidescreen.logs import start_log
 from slidescreen.model import find_model

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from slidescreen.classify import DEVICE, ClassifySettings
 from slidescreen.detect import DetectSettings
-from slidescreen.detector_model import DEFAULT_DETECTOR, load_detector_card
+from slidescreen.detector_card import DEFAULT_DETECTOR, load_detector_card
 from slidescreen.differential import DifferentialSettings
-from slidescreen.engines import ORIENTATIONS
+from slidescreen.engines import ClassifySettings, check_settings
 from slidescreen.errors import UsageError
 from slidescreen.explain import MOST_CELLS, ExplainSettings
-from slidescreen.model import find_model
+from slidescreen.model import find_model, load_card
 from slidescreen.monolayer import MonolayerSettings
 from slidescreen.scale import ScaleSettings
 from slidescreen.settings_file import from_table, known, read_toml
@@ -73,22 +72,32 @@ class Settings:
         for name, value in dataclasses.asdict(self.batch).items():
             if value < 0:
                 raise UsageError(f"setting batch.{name} = {value:g}: must not be negative")
-        if not DEVICE.fullmatch(self.classify.device):
-            raise UsageError(f"device {self.classify.device!r}: must be auto, cpu, cuda or cuda:0,1")
-        if self.classify.tta not in ORIENTATIONS:
-            raise UsageError(f"--tta {self.classify.tta}: must be 1, or 8 for four turns and their mirror images")
-        if self.classify.batch_size < 0:
-            raise UsageError(f"batch size {self.classify.batch_size}: must be positive, or 0 to choose")
+        check_settings(self.classify)
 
     def result_settings(self) -> dict[str, Any]:
         """The settings on which results depend, as plain values: without device, batch size and workers, with the
-        detector's weights."""
+        detector's weights. Of the engine, what was asked for: auto stays auto, whatever it finds on the machine."""
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("classify", "batch")}
-        values["classify"] = {"tta": self.classify.tta}
+        values["classify"] = _typing(self.classify)
         if self.detect.method == "network":
             values["detector"] = {"sha256": load_detector_card(find_model(DEFAULT_DETECTOR)).sha256}
         plain: dict[str, Any] = json.loads(json.dumps(values))  # lists for tuples: as they come back from a stored result
         return plain
+
+
+def _typing(classify: ClassifySettings) -> dict[str, Any]:
+    """Of the settings of typing those on which results depend."""
+    values: dict[str, Any] = {"tta": classify.tta, "engine": classify.engine, "precision": classify.precision}
+    if classify.deterministic:
+        values["deterministic"] = True
+    if classify.calibration:
+        values["calibration"] = classify.calibration
+    if classify.cascade:
+        values["cascade"] = {
+            "identity": load_card(find_model(classify.cascade)).identity,
+            "threshold": classify.cascade_threshold,
+        }
+    return values
 
 
 def load_settings(path: Path) -> Settings:

@@ -1,4 +1,4 @@
-"""The leukocyte detector's network, its card and its checked weights.
+"""The leukocyte detector's network and its checked weights.
 
 A small U-Net at a fixed scale. From a quarter of the resolution it gives, per 4 x 4 px, how much a centre lies there, what kind
 of body it is and where that body's centre is, and per 2 x 2 px whether they are body and whether they are nucleus.
@@ -6,7 +6,6 @@ of body it is and where that body's centre is, and per 2 x 2 px whether they are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,11 +16,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+from slidescreen.detector_card import ARCHITECTURE, DetectorCard
 from slidescreen.errors import ModelError
-from slidescreen.model import CARD, check_weights, read_card
+from slidescreen.model import check_weights
 
-DEFAULT_DETECTOR: Final = "leukocyte-detector"
-ARCHITECTURE: Final = "slidescreen.LeukocyteNet"
 NETWORK_UM_PER_PX: Final = 0.3
 STRIDE: Final = 16
 """Images start and end on multiples of this, so that a px is seen the same wherever the image begins."""
@@ -107,41 +105,6 @@ def flops_per_px() -> float:
     with torch.inference_mode():
         network(torch.zeros(1, 3, side, side))
     return total / side**2
-
-
-@dataclass(frozen=True, slots=True)
-class DetectorCard:
-    """What the detector is. `um_per_px`: the scale it works at. `sha256` of the weights. `centre_score`: peaks of the centre
-    map below this are no bodies, in [0, 1]. `measured`: tables of results, by name."""
-
-    name: str
-    um_per_px: float
-    centre_score: float
-    sha256: str
-    training_data: str
-    licence: str
-    measured: Mapping[str, Any]
-
-
-def load_detector_card(folder: Path) -> DetectorCard:
-    """Read and check `card.json`. Raises ModelError naming what is wrong."""
-    path, data = folder / CARD, read_card(folder)
-    try:
-        if data["architecture"] != ARCHITECTURE:
-            raise ModelError(f"{path}: architecture {data['architecture']!r} is not {ARCHITECTURE}; give a detector's folder")
-        return DetectorCard(
-            name=str(data["name"]),
-            um_per_px=float(data["um_per_px"]),
-            centre_score=float(data["centre_score"]),
-            sha256=str(data["sha256"]),
-            training_data=str(data["training_data"]),
-            licence=str(data["licence"]),
-            measured=dict(data["measured"]),
-        )
-    except KeyError as error:
-        raise ModelError(f"{path}: field {error} is missing; complete the card") from None
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as a detector's card ({error}); install it again") from error
 
 
 def load_detector_network(folder: Path, card: DetectorCard) -> LeukocyteNet:

@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from slidescreen.detect import Body, DetectSettings
-from slidescreen.detector_model import STRIDE, LeukocyteNet, load_detector_card, load_detector_network, split_maps
+from slidescreen.detector_card import load_detector_card
+from slidescreen.detector_model import STRIDE, LeukocyteNet, load_detector_network, split_maps
 from slidescreen.geometry import Box, Point
 from slidescreen.outlines import PixelMaps, Shape, find_shapes
 from slidescreen.records import Outline, RgbImage

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import openslide
-import torch
 
 from slidescreen.classify import ClassifySettings, choose_device, load_classifier
 from slidescreen.demo import write_pyramid
 from slidescreen.detect import DetectSettings
-from slidescreen.detector_model import DEFAULT_DETECTOR, load_detector_card
-from slidescreen.detector_network import load_detector
+from slidescreen.detector_card import DEFAULT_DETECTOR, load_detector_card
+from slidescreen.engines import ENGINES, open_engine
+from slidescreen.engines.choose import choose_engine
+from slidescreen.errors import UsageError
 from slidescreen.geometry import Box
 from slidescreen.model import DEFAULT_MODEL, find_model
 from slidescreen.records import PATCH_PX
@@ -52,6 +53,8 @@ def examine() -> Iterator[Check]:
         for reader in TIFF_READERS:
             yield _check(f"reader {reader.name}", lambda r=reader: _read(scan, image, r))  # type: ignore[misc]
     yield _check("device", _device)
+    for engine in ENGINES[1:]:
+        yield Check(f"engine {engine}", True, _engine(engine))
     yield _check("default model", _model)
     yield _check("detector", _detector)
 
@@ -83,11 +86,25 @@ def _read(path: Path, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], re
 
 
 def _device() -> str:
+    import torch
+
     device = choose_device("auto")
     return f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
 
 
+def _engine(name: str) -> str:
+    """Whether an engine is usable; one that is not is no fault."""
+    try:
+        open_engine(find_model(DEFAULT_MODEL), ClassifySettings(engine=name))  # type: ignore[arg-type]
+    except UsageError as error:
+        return f"not usable: {error}"
+    chosen = choose_engine(ClassifySettings(), choose_device("auto"))
+    return "usable, taken by auto" if name == chosen else "usable"
+
+
 def _detector() -> str:
+    from slidescreen.detector_network import load_detector
+
     folder = find_model(DEFAULT_DETECTOR)
     if load_detector(folder, DetectSettings()).find(np.full((64, 64, 3), 235, np.uint8), 0.3):
         raise ValueError("it finds cells on empty glass")
@@ -99,4 +116,4 @@ def _model() -> str:
     p = classifier.probabilities(np.full((1, PATCH_PX, PATCH_PX, 3), 255, np.uint8))
     if not np.isfinite(p).all() or abs(float(p.sum()) - 1) > 1e-3:
         raise ValueError("probabilities do not sum to 1")
-    return f"{classifier.card.name}, sha256 {classifier.card.sha256[:12]}..., runs on {classifier.device}"
+    return f"{classifier.card.name}, sha256 {classifier.card.sha256[:12]}..., runs on {classifier.told}"

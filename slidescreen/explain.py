@@ -19,19 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from captum.attr import LayerGradCam
 from numpy.typing import NDArray
-from torch import nn
-from torch.nn import functional
 
 from slidescreen.errors import ModelError
 from slidescreen.model import ModelCard, prepare
 from slidescreen.records import PATCH_PX, Explanations, ScreenedCell
 from slidescreen.taxonomy import BLAST
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 CPU_BATCH: Final = 4
 CUDA_BATCH: Final = 32
@@ -106,12 +106,16 @@ def explain(patches: NDArray[np.uint8], classifier: Differentiable, settings: Ex
 
 def _raw(patches: NDArray[np.uint8], classifier: Differentiable, settings: ExplainSettings) -> torch.Tensor:
     """(n, h, w) float32, not negative, at the resolution of the method."""
+    import torch
+
     network, card = classifier.network, classifier.card
     x = prepare(torch.from_numpy(np.ascontiguousarray(patches)).to(classifier.device), card).detach().requires_grad_()
     with torch.enable_grad():
         if settings.method == "saliency":
             (gradient,) = torch.autograd.grad(_score(network(x), card, settings.target).sum(), x)
             return gradient.abs().amax(1)
+        from captum.attr import LayerGradCam
+
         cam = LayerGradCam(lambda batch: _score(network(batch), card, settings.target), last_feature_map(network, x[:1]))
         upright: torch.Tensor = cam.attribute(x, relu_attributions=True)
         turned: torch.Tensor = cam.attribute(x.detach().flip(2, 3).requires_grad_(), relu_attributions=True)
@@ -123,6 +127,8 @@ def _score(logits: torch.Tensor, card: ModelCard, target: str) -> torch.Tensor:
 
     In float64: the gradient of a sure answer is the small difference of numbers near 1.
     """
+    import torch
+
     log_p = torch.log_softmax(logits.double(), 1)
     if target == "class":
         return log_p.amax(1)
@@ -134,6 +140,8 @@ def last_feature_map(network: nn.Module, x: torch.Tensor) -> nn.Module:
 
     Found by running `x`, so that it does not hang on the names of one architecture. Raises ModelError where there is none.
     """
+    import torch
+
     found: list[nn.Module] = []
 
     def note(module: nn.Module, _inputs: object, output: object) -> None:
@@ -154,6 +162,8 @@ def last_feature_map(network: nn.Module, x: torch.Tensor) -> nn.Module:
 
 def _full(raw: torch.Tensor) -> torch.Tensor:
     """(n, h, w) -> (n, 400, 400) float32."""
+    from torch.nn import functional
+
     return functional.interpolate(raw[:, None].float(), (PATCH_PX, PATCH_PX), mode="bilinear")[:, 0]
 
 

@@ -15,25 +15,26 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import nn
-from torch.nn import functional
 
 from slidescreen.atomic import making_folder
 from slidescreen.errors import ModelError, OutputError
-from slidescreen.networks import NETWORKS, build_network, load_weights
 from slidescreen.records import PATCH_UM, ModelInfo
 from slidescreen.rejection import Rejection, read_rejection, save_rejection
 from slidescreen.taxonomy import CODES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 DEFAULT_MODEL: Final = "resnext50-seed"
 CARD: Final = "card.json"
 WEIGHTS: Final = "weights.safetensors"
 REJECTION: Final = "rejection.safetensors"
+ARCHITECTURES: Final = ("resnext50_32x4d", "matek2019", "sequential")
+"""Those of `networks.NETWORKS`, known without loading torch."""
 PICKLE_SUFFIXES: Final = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"})
 
 
@@ -128,7 +129,7 @@ def model_folders() -> list[Path]:
 
 def _is_classifier(folder: Path) -> bool:
     try:
-        return read_card(folder).get("architecture") in NETWORKS
+        return read_card(folder).get("architecture") in ARCHITECTURES
     except ModelError:
         return False
 
@@ -148,8 +149,8 @@ def read_card(folder: Path) -> dict[str, Any]:
 def load_card(folder: Path) -> ModelCard:
     """Read and check `card.json`. Raises ModelError naming the field that is wrong."""
     path, data = folder / CARD, read_card(folder)
-    if "architecture" in data and data["architecture"] not in list(NETWORKS):
-        known = ", ".join(NETWORKS)
+    if "architecture" in data and data["architecture"] not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
         raise ModelError(f"{path}: architecture {data['architecture']!r} is not known (known: {known}); give a classifier")
     try:
         card = _card(folder.resolve().name, data)
@@ -242,6 +243,8 @@ def load_rejection(folder: Path, card: ModelCard) -> Rejection | None:
 
 def load_network(folder: Path, card: ModelCard) -> nn.Module:
     """The network with its weights, float32, in evaluation mode, on the CPU. Raises ModelError when they do not fit."""
+    from slidescreen.networks import build_network, load_weights
+
     path = check_weights(folder, card.sha256)
     network = build_network(card.architecture, len(card.classes))
     load_weights(network, path, card.architecture)
@@ -261,6 +264,8 @@ def write_model(
 
     `card` holds every other field of `card.json`. Raises OutputError where the folder is there already or cannot be written.
     """
+    from safetensors.torch import save_file
+
     if folder.exists():
         raise OutputError(f"{folder}: is there already; choose another folder with -o, or remove it")
     try:
@@ -286,7 +291,9 @@ def _sha256(path: Path) -> str:
 
 def prepare(patches: torch.Tensor, card: ModelCard) -> torch.Tensor:
     """(n, 400, 400, 3) uint8 RGB -> (n, 3, input_px, input_px) float32 as the card asks for it, on the same device."""
+    import torch
+
     x = patches.permute(0, 3, 1, 2).float().div_(255)
     if x.shape[-1] != card.input_px:
-        x = functional.interpolate(x, size=(card.input_px, card.input_px), mode="bilinear", antialias=True)
+        x = torch.nn.functional.interpolate(x, size=(card.input_px, card.input_px), mode="bilinear", antialias=True)
     return torch.stack([(x[:, i] - card.mean[i]) / card.std[i] for i in range(3)], dim=1)

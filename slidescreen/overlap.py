@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -15,8 +17,44 @@ _END: Final = object()
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on (its affinity), at least one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process really has, at least one: of its affinity, and no more than its control groups allow."""
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(ours, quota_cores() or ours))
+
+
+def quota_cores(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """The processor time that control groups (version 1 or 2) grant this process, in whole cores rounded up; None for no limit.
+
+    The tightest limit of its group and those above counts. Containers see their own group as the topmost.
+    """
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    shares: list[float] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        tops = [groups / name for name in (controllers, "cpu")] if controllers else [groups, groups / "unified"]
+        for top in tops:
+            group = top / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(top):
+                    shares += _shares(folder)
+    return math.ceil(min(shares)) if shares else None
+
+
+def _shares(folder: Path) -> list[float]:
+    """Cores granted by the files of one control group."""
+    found = []
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            words = " ".join((folder / name).read_text(encoding="utf-8") for name in files).split()
+            found.append(float(words[0]) / float(words[1]))
+        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            continue  # not there, or "max"
+    return [cores for cores in found if cores > 0]  # -1: no limit
 
 
 class Ahead(Iterator[T], Generic[T]):
@@ -70,24 +108,22 @@ class Ahead(Iterator[T], Generic[T]):
 
 
 class Clock:
-    """Busy seconds per stage, of stages that wait for each other."""
+    """Seconds that stages, which wait for each other, are busy and that they wait: for what they work on, or, once done with
+    it, until the next one takes it. Each stage is timed by one thread."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.waits: dict[str, float] = {}
 
     def add(self, stage: str, seconds: float) -> None:
-        """Add to a stage's seconds; each stage is timed by one thread."""
+        """Add to a stage's busy seconds."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
+    def _wait(self, stage: str, seconds: float) -> None:
+        self.waits[stage] = self.waits.get(stage, 0.0) + seconds
+
     def stage(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """Pass items on; the time it takes to make them is the stage's."""
-        yield from self._timed(stage, items, 1)
-
-    def waiting(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """Pass items on to `stage`; the time it waits for them is not its own."""
-        yield from self._timed(stage, items, -1)
-
-    def _timed(self, stage: str, items: Iterable[T], sign: int) -> Iterator[T]:
+        """Pass items on; the time it takes to make them is the stage's, until they are taken it waits."""
         iterator = iter(items)
         while True:
             start = time.perf_counter()
@@ -96,5 +132,22 @@ class Clock:
             except StopIteration:
                 return
             finally:
-                self.add(stage, sign * (time.perf_counter() - start))
+                made = time.perf_counter()
+                self.add(stage, made - start)
+            yield item
+            self._wait(stage, time.perf_counter() - made)
+
+    def waiting(self, stage: str, items: Iterable[T]) -> Iterator[T]:
+        """Pass items on to `stage`; the time until they come is not its own, it waits."""
+        iterator = iter(items)
+        while True:
+            start = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                waited = time.perf_counter() - start
+                self.add(stage, -waited)
+                self._wait(stage, waited)
             yield item

@@ -313,7 +313,7 @@ class SlideResult:
 
     `area_mm2`: mm^2 per class (`Area.key`), which add up to the frame of the scan; scanned, which is all of them but unscanned
     and is also screened + not_screened. `settings`: the effective settings as plain values. `timings_s`: seconds per stage;
-    stages overlap, so they add up to more than "total".
+    stages overlap, so they add up to more than "total". `waiting_s`: seconds that stages waited for others.
     """
 
     slide: SlideInfo
@@ -327,6 +327,7 @@ class SlideResult:
     created: str
     device: str
     timings_s: Mapping[str, float]
+    waiting_s: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = field(default=())
     scale_check: ScaleCheck = field(default=ScaleCheck("not_measurable"))
     audit: Audit = field(default=Audit(0, 0, 0, 0))

@@ -253,6 +253,7 @@ def summary(result: SlideResult) -> dict[str, Any]:
         "schema": SCHEMA,
         "created": result.created,
         "timings_s": {k: round(v, 3) for k, v in result.timings_s.items()},
+        "waiting_s": {k: round(v, 3) for k, v in result.waiting_s.items()},
         "warnings": list(result.warnings),
     }
 

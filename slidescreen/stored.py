@@ -115,6 +115,7 @@ def _result(folder: Path, found: Mapping[str, Any]) -> SlideResult:
         created=found["created"],
         device=found["device"],
         timings_s=found["timings_s"],
+        waiting_s=found["waiting_s"],
         warnings=tuple(found["warnings"]),
         scale_check=ScaleCheck(check["status"], reading),
         audit=Audit(**found["audit"]),

@@ -17,6 +17,7 @@ from slidescreen.geometry import Size
 from slidescreen.model import DEFAULT_MODEL, ModelCard, find_model, load_card
 
 ROOT = Path(__file__).parent.parent
+os.environ.setdefault("SLIDESCREEN_CACHE", str(ROOT / ".pytest_cache" / "engines"))  # compiled once, for all tests
 SMEAR_SIZE = Size(3072, 2048)
 SMEAR_CELLS = {"NGS": 6, "LYT": 4, "MON": 1, "EOS": 1, "MYO": 4}
 

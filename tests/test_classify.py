@@ -1,7 +1,5 @@
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -11,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from slidescreen.classify import Classifier, ClassifySettings, choose_device, choose_devices, classify, load_classifier
-from slidescreen.engines import Outputs
-from slidescreen.engines.torch_engine import TorchEngine
+from slidescreen.classify import Classifier, ClassifySettings, choose_device, choose_devices, classify, gather, load_classifier
 from slidescreen.errors import UsageError
 from slidescreen.geometry import Box, Point
 from slidescreen.model import DEFAULT_MODEL, find_model
@@ -31,7 +27,7 @@ def patches(kinds: list[str]) -> Iterator[Patch]:
 @given(st.lists(st.sampled_from(["ok", "edge", "refused"]), max_size=40), st.integers(1, 9))
 def test_order_is_kept_and_only_countable_cells_are_asked(kinds: list[str], batch_size: int) -> None:
     stand_in = StandIn(batch_size)
-    predictions = list(classify(patches(kinds), stand_in))
+    predictions = list(classify(gather(patches(kinds), batch_size), stand_in))
     assert [p.cell.nucleus_um2 for p in predictions] == list(range(len(kinds)))
     assert [p.probabilities is not None for p in predictions] == [k == "ok" for k in kinds]
     assert sum(stand_in.batches) == kinds.count("ok")
@@ -47,52 +43,25 @@ def test_memory_is_bounded_whatever_comes() -> None:
             alive += 1
             yield patch
 
-    stream = classify(endless(), StandIn(4))
+    stream = classify(gather(endless(), 4), StandIn(4))
     next(stream)
     assert alive <= 16
 
 
 @pytest.fixture(scope="module")
 def real() -> Classifier:
-    return load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu", 4))
+    return load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu", engine="torch"))
 
 
 def some_patches(n: int) -> NDArray[np.uint8]:
     return np.random.default_rng(1).integers(0, 256, (n, 400, 400, 3)).astype(np.uint8)
 
 
-def test_probabilities_sum_to_one_and_do_not_depend_on_the_batch(real: Classifier) -> None:
-    images = some_patches(5)
-    together = real.probabilities(images)
-    alone = np.concatenate([real.probabilities(images[i : i + 1]) for i in range(5)])
-    assert together.shape == (5, 15)
-    assert together.dtype == np.float32
-    assert np.allclose(together.sum(1), 1, atol=1e-5)
-    assert np.allclose(together, alone, atol=1e-5)
-    assert real.probabilities(images[:0]).shape == (0, 15)
-
-
-def test_out_of_memory_halves_the_batch_and_says_so(
-    real: Classifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    images = some_patches(7)
-    expected = real.probabilities(images)
-    engine = cast(TorchEngine, real.engine)
-    forward = engine._forward
-
-    def short_of_memory(batch: NDArray[np.uint8]) -> Outputs:
-        if len(batch) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(batch)
-
-    monkeypatch.setattr(engine, "_forward", short_of_memory)
-    monkeypatch.setattr(engine, "batch_size", 4)
-    monkeypatch.setattr(logging.getLogger("slidescreen"), "propagate", True)
-    with caplog.at_level(logging.WARNING):
-        assert np.allclose(real.probabilities(images), expected, atol=1e-5)
-    assert real.batch_size == 1
-    assert "halved to 2" in caplog.text
-    assert "halved to 1" in caplog.text
+def test_probabilities_sum_to_one(real: Classifier) -> None:
+    found = real.probabilities(some_patches(5))
+    assert found.shape == (5, 15)
+    assert found.dtype == np.float32
+    assert np.allclose(found.sum(1), 1, atol=1e-5)
 
 
 def test_devices() -> None:

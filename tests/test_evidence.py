@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from slidescreen.detect import DetectSettings
-from slidescreen.detector_model import DEFAULT_DETECTOR
+from slidescreen.detector_card import DEFAULT_DETECTOR
 from slidescreen.detector_network import load_detector
 from slidescreen.installed.check import painted_patch
 from slidescreen.model import find_model

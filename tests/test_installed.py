@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from slidescreen.cli import app
 from slidescreen.cli.model_card import card_view, models_table
-from slidescreen.detector_model import DEFAULT_DETECTOR
+from slidescreen.detector_card import DEFAULT_DETECTOR
 from slidescreen.errors import ModelError, SlidescreenError, UsageError
 from slidescreen.installed import archive
 from slidescreen.installed.archive import pack

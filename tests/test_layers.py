@@ -28,6 +28,7 @@ LAYERS: list[list[str]] = [
     ["records"],
     ["slide", "networks", "rejection"],
     STAGES,
+    ["detector_card"],
     ["detector_model", "keras_import", "onnx_export"],
     ["outlines"],
     ["detector_network"],

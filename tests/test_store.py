@@ -63,6 +63,7 @@ def test_summary_has_the_keys_of_the_contract(stored: tuple[SlideResult, Path]) 
         "settings",
         "version",
         "timings_s",
+        "waiting_s",
         "warnings",
     ]:
         assert key in content

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidescreen.batch.slides import SlideFailure, failure
-from slidescreen.classify import Classifier, classify
+from slidescreen.classify import Classifier, classify, gather
 from slidescreen.errors import OpenError, UsageError
 from slidescreen.geometry import Box
 from slidescreen.patches import cut_patches, patch_of_image
@@ -78,7 +78,8 @@ def type_cells_at(path: Path, boxes: Sequence[Box], classifier: Classifier) -> l
     with open_slide(path) as slide:
         scale = resolve_scale(path, slide.stated_scale, None, slide.details.other_scales)
         cells = [Cell(box.centre, box, 0.0) for box in boxes]
-        predictions = classify(cut_patches(slide, cells, scale), classifier)
+        patches = cut_patches(slide, cells, scale)
+        predictions = classify(gather(patches, classifier.batch_size), classifier)
         labels = []
         for prediction in predictions:
             p = prediction.probabilities

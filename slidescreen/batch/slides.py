@@ -16,6 +16,7 @@ from slidescreen.classify import Classifier
 from slidescreen.config import Settings
 from slidescreen.errors import OpenError, OutputError, SlidescreenError, UsageError
 from slidescreen.explain import explain_top
+from slidescreen.overlap import Clock
 from slidescreen.pipeline import Progress, screen_slide
 from slidescreen.records import Differential, RulerReading, SlideInfo
 from slidescreen.report import render
@@ -135,7 +136,8 @@ def run_slide(
     at("open")
     with open_slide(path, settings=settings.reading) as slide:
         at("scale")
-        ruler = cache(lambda: measure_scale(slide))
+        clock = Clock()
+        ruler = cache(lambda: _timed(clock, slide))
         info = identify(slide, options.um_per_px, ruler)
         clean_up(options.out, info.id)
         folder = options.out / info.id
@@ -161,11 +163,20 @@ def run_slide(
             began = time.perf_counter()
             maps = explain_top(result.cells, result_folder.finish_patches(), classifier, settings.explain)
             result_folder.keep_explanations(maps)
-            result = replace(result, timings_s={**result.timings_s, "explain": time.perf_counter() - began})
+            clock.add("explain", time.perf_counter() - began)
+            result = replace(result, timings_s={**result.timings_s, **clock.seconds})
             at("write")
             result_folder.write(result, partial(render, explanations=maps), patches=options.patches)
             done = result_folder.commit()
             return SlideDone(path, done, False, result.differential, result.warnings, result.timings_s)
+
+
+def _timed(clock: Clock, slide: Slide) -> RulerReading | None:
+    began = time.perf_counter()
+    try:
+        return measure_scale(slide)
+    finally:
+        clock.add("ruler", time.perf_counter() - began)
 
 
 def attempt(

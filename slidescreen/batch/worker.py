@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Final, TextIO
 
 import cv2
-import torch
 
 from slidescreen.batch.events import Job, SlideTask
 from slidescreen.batch.ledger import LOGS
@@ -103,7 +102,7 @@ def work(pipe: Connection, job: Job) -> None:
     _log_to(mouth)
     try:
         require_decoders()
-        classifier = load_classifier(job.model, job.settings.classify)
+        classifier = load_classifier(job.model, job.settings.classify, job.threads)
     except SlidescreenError as error:
         mouth.say(Broken(str(error)))
         return
@@ -263,6 +262,8 @@ def _log_path(folder: Path | None, aside: Path, name: str) -> Path:
 def _be_modest(threads: int) -> None:
     """Use so many threads and no more, and let glibc keep two heaps in place of eight per core: each thread's freed image
     buffers would otherwise stay in a heap of its own. The latter does nothing where the C library has no mallopt."""
+    import torch
+
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

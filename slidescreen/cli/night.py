@@ -47,8 +47,6 @@ class Wishes:
 def run_night(job: Job, wishes: Wishes, *, dry_run: bool, verbose: bool, plain: bool) -> int:
     """Run a batch; returns the exit code. Raises UsageError when it cannot be started."""
     shard = Shard.parse(wishes.shard) if wishes.shard else None
-    if wishes.engine not in ("local", "ray"):
-        raise UsageError(f"--engine {wishes.engine}: unknown; use local or ray")
     output = open_output(job.out)
     inputs = with_defaults(read_inputs(wishes.scans, output.folder), wishes.um_per_px)
     check_model(job.model)
@@ -123,9 +121,12 @@ def _ending(report: Report, output: Output) -> int:
 
 
 def _slots(job: Job, devices: list[str], tasks: int) -> list[str]:
-    """One device per worker."""
+    """The device of each worker; of several devices and fewer workers, several: they share out the patches of its slide."""
     chosen = job.settings.batch.workers or max(len(devices), usable_cores() // CORES_PER_WORKER if devices == ["cpu"] else 1)
-    return [devices[i % len(devices)] for i in range(max(1, min(chosen, tasks)))]
+    workers = max(1, min(chosen, tasks))
+    if workers >= len(devices):
+        return [devices[i % len(devices)] for i in range(workers)]
+    return ["cuda:" + ",".join(d.removeprefix("cuda:") for d in devices[i::workers]) for i in range(workers)]
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 import typer
 
@@ -18,10 +19,18 @@ ModelOption = Annotated[str, typer.Option("--model", help="Name of a model that 
 ReaderOption = Annotated[str, typer.Option("--reader", help="Read scans with this reader only; auto: what suits each.")]
 IccOption = Annotated[str, typer.Option("--icc", help="apply: colours to sRGB by the file's profile; ignore (default).")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0,1.")]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="What runs the network: auto, torch, openvino, onnxruntime or tensorrt.")
+]
+DeterministicOption = Annotated[
+    bool, typer.Option("--deterministic", help="Type by torch in float32, with the same bits each time.")
+]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=0, help="Cells typed at once; 0 chooses.")]
 TtaOption = Annotated[
     int, typer.Option("--tta", min=0, help="8: look at each cell in four turns and their mirror images; default 1.")
 ]
+PLACES: Final = ("local", "ray")
+"""Where slides are screened."""
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More log lines; tracebacks of failures.")]
 
 
@@ -45,7 +54,14 @@ def plausible(um_per_px: float) -> float:
 
 
 def effective_settings(
-    path: Path | None, device: str, batch_size: int, aoi: str, trust_scale: bool = False, tta: int = 0
+    path: Path | None,
+    device: str,
+    batch_size: int,
+    aoi: str,
+    trust_scale: bool = False,
+    tta: int = 0,
+    engine: str = "",
+    deterministic: bool = False,
 ) -> Settings:
     """Settings of the file, with the options of the command line on top."""
     import dataclasses
@@ -61,9 +77,38 @@ def effective_settings(
         changes["batch_size"] = batch_size
     if tta:
         changes["tta"] = tta
+    if engine:
+        changes["engine"] = network_engine(engine)
+    if deterministic:
+        changes["deterministic"] = True
     scale = dataclasses.replace(base.scale, trust=trust_scale or base.scale.trust)
     monolayer = with_aoi(base.monolayer, aoi or base.monolayer.aoi)
     return dataclasses.replace(base, scale=scale, monolayer=monolayer, classify=dataclasses.replace(base.classify, **changes))
+
+
+def network_engine(name: str) -> str:
+    """An engine's name, when there is such a one. Raises UsageError."""
+    from slidescreen.engines import ENGINES
+
+    if name not in ENGINES:
+        raise UsageError(f"--engine {name}: unknown; use {', '.join(ENGINES)}")
+    return name
+
+
+def split_engines(names: Sequence[str]) -> tuple[str, str]:
+    """What the --engine options of `run` say: where slides are screened ("local", "ray") and what runs the network, "" for what
+    is not said. Raises UsageError for two of one kind, or a name that is none."""
+    from slidescreen.engines import ENGINES
+
+    places = [name for name in names if name in PLACES]
+    engines = [name for name in names if name in ENGINES]
+    for name in names:
+        if name not in (*PLACES, *ENGINES):
+            raise UsageError(f"--engine {name}: unknown; use {', '.join(PLACES)} (where), {', '.join(ENGINES)} (with what)")
+    for kind in (places, engines):
+        if len(kind) > 1:
+            raise UsageError(f"--engine {' --engine '.join(kind)}: name one of them")
+    return (places or ["local"])[0], (engines or [""])[0]
 
 
 def reading_settings(base: ReadSettings, reader: str, icc: str) -> ReadSettings:

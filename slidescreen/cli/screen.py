@@ -11,7 +11,9 @@ import typer
 from slidescreen.cli.app import app
 from slidescreen.cli.options import (
     BatchOption,
+    DeterministicOption,
     DeviceOption,
+    EngineOption,
     IccOption,
     ModelOption,
     ReaderOption,
@@ -22,6 +24,7 @@ from slidescreen.cli.options import (
     open_classifier,
     plausible,
     reading_settings,
+    split_engines,
     start_log,
     wanted_scale,
 )
@@ -68,7 +71,14 @@ def run(
     timeout: Annotated[
         float, typer.Option("--timeout-per-slide", min=0, help="Seconds after which a scan fails; 0: never.")
     ] = 0,
-    engine: Annotated[str, typer.Option("--engine", help="local, or ray for the nodes of a Ray cluster.")] = "local",
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine",
+            help="Where: local, or ray for a cluster. With what: auto, torch, openvino, onnxruntime, tensorrt. One of each.",
+        ),
+    ] = None,
+    deterministic: DeterministicOption = False,
     ray_address: Annotated[str, typer.Option("--ray-address", help="auto, HOST:PORT or ray://HOST:10001.")] = "",
     shard: Annotated[str, typer.Option("--shard", help="Screen only part 3 of 16: 3/16.")] = "",
     metrics: Annotated[Path | None, typer.Option("--metrics", help="Prometheus textfile to keep up to date.")] = None,
@@ -82,11 +92,13 @@ def run(
     from slidescreen.cli.night import Wishes, run_night
     from slidescreen.model import DEFAULT_MODEL, find_model
 
-    effective = batch_settings(effective_settings(settings, device, batch_size, aoi, trust_scale, tta), workers, timeout)
+    place, network = split_engines(engine or [])
+    effective = effective_settings(settings, device, batch_size, aoi, trust_scale, tta, network, deterministic)
+    effective = batch_settings(effective, workers, timeout)
     effective = dataclasses.replace(effective, reading=reading_settings(effective.reading, reader, icc))
     limit = effective.batch.timeout_per_slide_s or None
     job = Job(out, find_model(model or DEFAULT_MODEL), effective, not no_patches, overwrite, timeout_s=limit)
-    wishes = Wishes(scans, wanted_scale(um_per_px), Resume(overwrite, retry_failed), shard, engine, ray_address, metrics)
+    wishes = Wishes(scans, wanted_scale(um_per_px), Resume(overwrite, retry_failed), shard, place, ray_address, metrics)
     code = run_night(job, wishes, dry_run=dry_run, verbose=verbose, plain=json_log)
     if code:
         raise typer.Exit(code)
@@ -101,6 +113,8 @@ def classify(
     device: DeviceOption = "",
     batch_size: BatchOption = 0,
     tta: TtaOption = 0,
+    engine: EngineOption = "",
+    deterministic: DeterministicOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Type images of single cells (the central 29 um of each) into a CSV file."""
@@ -112,7 +126,7 @@ def classify(
 
     paths = list_images(images)
     plausible(um_per_px)
-    settings = effective_settings(None, device, batch_size, "", tta=tta)
+    settings = effective_settings(None, device, batch_size, "", tta=tta, engine=engine, deterministic=deterministic)
     classifier = open_classifier(model, settings)
     classes = classifier.card.classes
     failures: list[SlideFailure] = []
@@ -142,13 +156,14 @@ def selfcheck(
     um_per_px: Annotated[str, typer.Option("--um-per-px", help="um per level-0 pixel, or auto.")] = "",
     model: ModelOption = "",
     device: DeviceOption = "",
+    engine: EngineOption = "",
     verbose: VerboseOption = False,
 ) -> None:
     """Screen a scan twice, with other tiles and another batch size; exit 1 when the results differ beyond near-ties."""
     start_log(verbose, False)
     from slidescreen.selfcheck import check_scan
 
-    first, second = (effective_settings(None, device, size, "") for size in (16, 5))
+    first, second = (effective_settings(None, device, size, "", engine=engine) for size in (16, 5))
     classifiers = (open_classifier(model, first), open_classifier(model, second))
     found = check_scan(scan, classifiers, first, wanted_scale(um_per_px))
     for difference in found.differences:

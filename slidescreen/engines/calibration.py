@@ -23,7 +23,7 @@ def calibration_patches(folder: str) -> NDArray[np.uint8]:
     if not path.is_dir():
         raise UsageError(f"{folder}: has no {PATCHES} to calibrate with; name a result folder that was made with patches")
     array: Any = zarr.open_array(path, mode="r")
-    if len(array) < LEAST:
-        raise UsageError(f"{folder}: {len(array)} cells are too few to calibrate with; name a result of {LEAST} or more")
-    rows = np.unique(np.linspace(0, len(array) - 1, min(len(array), MOST)).round().astype(int))
+    if array.shape[0] < LEAST:
+        raise UsageError(f"{folder}: {array.shape[0]} cells are too few to calibrate with; name a result of {LEAST} or more")
+    rows = np.unique(np.linspace(0, array.shape[0] - 1, min(array.shape[0], MOST)).round().astype(int))
     return np.stack([np.asarray(array[row], np.uint8) for row in rows.tolist()])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -90,6 +89,5 @@ def onnx_bytes(folder: Path, card: ModelCard, batch: int = 1) -> bytes:
         verbose=False,
     )
     assert program is not None
-    with io.BytesIO() as file:
-        program.save(file, external_data=False)
-        return file.getvalue()
+    content: bytes = program.model_proto.SerializeToString()
+    return content

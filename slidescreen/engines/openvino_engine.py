@@ -105,7 +105,8 @@ def _converted(folder: Path, card: ModelCard) -> Any:
     shape = (1, 3, card.input_px, card.input_px)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch, about tracing
-        decoder = TorchScriptPythonDecoder(load_with_features(folder, card), example_input=(torch.zeros(shape),))
+        traced = torch.jit.trace(load_with_features(folder, card), (torch.zeros(shape),), check_trace=False)  # type: ignore[no-untyped-call]
+        decoder = TorchScriptPythonDecoder(traced)  # must outlive the conversion
         front = FrontEndManager().load_by_framework("pytorch")
         model = front.convert(front.load(decoder))
     model.reshape({0: list(shape)})

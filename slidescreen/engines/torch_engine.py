@@ -49,7 +49,7 @@ class TorchEngine:
         low = wanted == "bfloat16" or (cuda and wanted == "auto" and not settings.deterministic)
         self.device = device
         self.name = f"torch {'bfloat16' if low else 'float32'}{', deterministic' if settings.deterministic else ''}"
-        ready = (in_bfloat16(network) if low else network).to(device=device, memory_format=torch.channels_last)
+        ready = (in_bfloat16(network) if low else network).to(memory_format=torch.channels_last).to(device)
         self.shape = CUDA_SHAPE if cuda else CPU_SHAPE
         whole = _Whole(ready, card, torch.bfloat16 if low else torch.float32)
         while True:
@@ -103,7 +103,7 @@ def open_lanes(whole: nn.Module, shape: int, device: str) -> list[Lane]:
 @contextlib.contextmanager
 def _algorithms(deterministic: bool) -> Iterator[None]:
     """While a lane is made, and with it the algorithms are chosen: always the same ones, or the fastest."""
-    chosen = torch.backends.cudnn.flags(  # type: ignore[no-untyped-call]
+    chosen = torch.backends.cudnn.flags(
         enabled=True, benchmark=not deterministic, deterministic=deterministic, allow_tf32=False
     )
     with chosen:
@@ -131,7 +131,7 @@ class _CudaLane:
 
     def __init__(self, whole: nn.Module, shape: int, device: str) -> None:
         size = (shape, PATCH_PX, PATCH_PX, 3)
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=True)
         self._patches = torch.zeros(size, dtype=torch.uint8, device=device)
         self._graph = torch.cuda.CUDAGraph()

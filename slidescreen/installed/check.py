@@ -13,7 +13,8 @@ from torch import nn
 
 from slidescreen.demo import paint_smear
 from slidescreen.detect import DetectSettings
-from slidescreen.detector_model import load_detector_card, load_detector_network
+from slidescreen.detector_card import load_detector_card
+from slidescreen.detector_model import load_detector_network
 from slidescreen.detector_network import network_detector
 from slidescreen.engines.network import load_with_features
 from slidescreen.errors import ModelError

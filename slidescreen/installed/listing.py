@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from slidescreen.detector_model import ARCHITECTURE, DEFAULT_DETECTOR
+from slidescreen.detector_card import ARCHITECTURE, DEFAULT_DETECTOR
 from slidescreen.errors import ModelError
-from slidescreen.model import DEFAULT_MODEL, model_folders, models_folder, read_card
-from slidescreen.networks import NETWORKS
+from slidescreen.model import ARCHITECTURES, DEFAULT_MODEL, model_folders, models_folder, read_card
 
 Kind = Literal["classifier", "detector", "unknown"]
 
@@ -50,4 +49,4 @@ def kind_of(card: Mapping[str, Any]) -> Kind:
     architecture = card.get("architecture")
     if architecture == ARCHITECTURE:
         return "detector"
-    return "classifier" if isinstance(architecture, str) and architecture in NETWORKS else "unknown"
+    return "classifier" if architecture in ARCHITECTURES else "unknown"

@@ -240,8 +240,10 @@ def provenance(result: SlideResult) -> list[Line]:
 
 
 def timings(result: SlideResult) -> list[Line]:
-    """Seconds per stage in the order given."""
-    return [Line(stage, wording.duration(seconds)) for stage, seconds in result.timings_s.items()]
+    """Seconds per stage in the order given, and how long it waited for the others: the stage that waits least holds the rest
+    up."""
+    waits = {stage: f"waited {wording.duration(seconds)}" for stage, seconds in result.waiting_s.items()}
+    return [Line(stage, wording.duration(seconds), waits.get(stage, "")) for stage, seconds in result.timings_s.items()]
 
 
 def settings(result: SlideResult) -> list[Line]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidescreen.geometry import Box, Size
+from slidescreen.overlap import usable_cores
 from slidescreen.records import RgbImage
 from slidescreen.slide.fingerprint import fingerprint
 from slidescreen.slide.reader import Reader, ReducingReader, StatedScale
@@ -239,7 +240,7 @@ class Slide:
 
     def _side_by_side(self, work: Callable[[T], None], items: Sequence[T]) -> None:
         """Do all items, in runs of a few, on the threads that this machine has cores for."""
-        workers = min(MAX_THREADS, cores())
+        workers = min(MAX_THREADS, usable_cores())
         if not self._shared or workers == 1 or len(items) <= RUN:
             return _in_turn(work, items)
         with self._lock:
@@ -302,11 +303,6 @@ class Slide:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _in_turn(work: Callable[[T], None], items: Sequence[T]) -> None:

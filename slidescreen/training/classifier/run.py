@@ -224,9 +224,14 @@ def _finish(
     return FoldDone(fold, folder, len(test), measured)
 
 
+def _reference(device: str) -> ClassifySettings:
+    """Torch in float32: what a model is measured with does not depend on what is installed."""
+    return ClassifySettings("cuda" if device.startswith("cuda") else "cpu", engine="torch", precision="float32")
+
+
 def predict(images: Sequence[LabelledImage], model: Path, device: str) -> NDArray[np.float32]:
     """(n, 15) probabilities in the order of `CODES`, each image cut and typed as in screening."""
-    classifier = load_classifier(model, ClassifySettings("cuda" if device.startswith("cuda") else "cpu"))
+    classifier = load_classifier(model, _reference(device))
     order = [classifier.card.classes.index(code) for code in CODES]
     found = []
     for start in range(0, len(images), classifier.batch_size):

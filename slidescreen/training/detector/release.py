@@ -13,7 +13,8 @@ from typing import Any, Final
 from safetensors.torch import save_file
 
 from slidescreen.detect import DetectSettings
-from slidescreen.detector_model import ARCHITECTURE, DEFAULT_DETECTOR, NETWORK_UM_PER_PX, LeukocyteNet, flops_per_px
+from slidescreen.detector_card import ARCHITECTURE, DEFAULT_DETECTOR
+from slidescreen.detector_model import NETWORK_UM_PER_PX, LeukocyteNet, flops_per_px
 from slidescreen.detector_network import NetworkDetector, network_detector
 from slidescreen.errors import OutputError, UsageError
 from slidescreen.model import CARD, WEIGHTS
