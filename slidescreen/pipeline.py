@@ -16,7 +16,7 @@ from slidescreen.classify import Classifier, classify, gather
 from slidescreen.config import Settings
 from slidescreen.detect import HALO_UM, LATTICE_PX, Detector, DetectSettings, FindTally, find_cells, fit_detector, working_grid
 from slidescreen.detector_card import DEFAULT_DETECTOR
-from slidescreen.differential import count_cells, screen_cells
+from slidescreen.differential import NO_LEUKOCYTE, count_cells, screen_cells
 from slidescreen.errors import AuditError, ReadError
 from slidescreen.geometry import area_mm2
 from slidescreen.model import find_model
@@ -32,6 +32,11 @@ VERSION: Final = version("slidescreen")
 CELLS_AHEAD: Final = 512
 BATCHES_AHEAD: Final = 1
 """One batch is typed, one waits, one is gathered: with 16 patches each 23 MB, on a GPU, with 256, 370 MB."""
+
+MANY_REFUSED: Final = 0.1
+"""Share of the cells that the model refuses from which on a reader must know ..."""
+LEAST_REFUSED: Final = 10
+"""... if there are so many."""
 
 NOT_CHECKED: Final = ScaleCheck("not_measurable")
 
@@ -187,6 +192,12 @@ def _warnings(areas: dict[str, float], cells: list[ScreenedCell], d: Differentia
     clumps = sum("clump" in c.cell.refusal for c in cells)
     if clumps > 0.02 * max(1, d.leukocytes):
         yield f"{clumps} stained clumps were refused as too large for one cell; they may hold leukocytes that were not counted."
+    refused = sum(c.reason == NO_LEUKOCYTE for c in cells)
+    if refused > MANY_REFUSED * (d.leukocytes + refused) and refused >= LEAST_REFUSED:
+        yield (
+            f"{refused} cells were refused because they look like no leukocyte of the 15 classes ({d.leukocytes} leukocytes "
+            "were counted): platelets or debris, or a stain or scanner unlike those that the model learned from."
+        )
     if d.smudge_per_100_wbc is not None and d.smudge_per_100_wbc > 10:
         yield f"{d.smudge_per_100_wbc:.0f} smudge cells per 100 leukocytes: broken cells may be blasts and are not counted."
     if d.nrbc_per_100_wbc is not None and d.nrbc_per_100_wbc >= 5:

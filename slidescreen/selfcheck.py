@@ -105,11 +105,13 @@ def _pair(
 
 
 def _tied(cell: ScreenedCell, settings: Settings) -> bool:
-    """Whether a cell's two best classes, or its best and the threshold of being sure, lie within a near-tie."""
+    """Whether a cell's two best classes, or its numbers and the thresholds of being typed, lie within a near-tie."""
     if cell.probabilities is None:
         return False
     best, second = np.sort(cell.probabilities)[::-1][:2]
-    return bool(best - second <= NEAR_TIE or abs(best - settings.differential.min_probability) <= NEAR_TIE)
+    limits = settings.differential
+    beyond = [best - second, best - limits.min_probability, best - second - limits.min_margin, cell.outlier]
+    return any(value is not None and abs(value) <= NEAR_TIE for value in beyond)
 
 
 def _named(cell: ScreenedCell) -> str:

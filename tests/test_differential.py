@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -130,3 +132,37 @@ def test_counts_add_up(rows: list[np.ndarray[tuple[int], np.dtype[np.float32]]],
     if d.leukocytes:
         assert sum(v or 0 for v in d.percent.values()) == pytest.approx(100)
     assert BLAST < ATYPICAL
+
+
+def judged(outlier: float | None = None, agreement: float | None = None, **p: float) -> Prediction:
+    return replace(prediction(**p), outlier=outlier, agreement=agreement)
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "reason"),
+    [
+        (judged(MYO=0.9, LYT=0.1), "typed", ""),
+        (judged(outlier=-0.1, agreement=1.0, MYO=0.9, LYT=0.1), "typed", ""),
+        (judged(outlier=0.1, MYO=0.9, LYT=0.1), "rejected", "looks like no leukocyte of the 15 classes"),
+        (judged(MYO=0.51, LYT=0.49), "unsure", "two classes nearly equally likely"),
+        (judged(agreement=0.375, MYO=0.9, LYT=0.1), "unsure", "turned and mirrored pictures disagree"),
+        (judged(outlier=0.1, agreement=0.1, MYO=0.51, LYT=0.49), "rejected", "looks like no leukocyte of the 15 classes"),
+    ],
+)
+def test_what_is_refused_and_what_is_unsure(given: Prediction, status: str, reason: str) -> None:
+    (cell,), d = screened([given])
+    assert (cell.status, cell.reason) == (status, reason)
+    assert cell.label == ("" if status == "rejected" else "MYO")
+    assert cell.p_blast == pytest.approx(given.probabilities[CODES.index("MYO")])  # type: ignore[index]
+    assert d.leukocytes == (status == "typed")
+
+
+def test_refusal_can_be_switched_off() -> None:
+    (cell,), d = screened([judged(outlier=5.0, MYO=1.0)], reject=False)
+    assert (cell.status, cell.label, cell.outlier, d.leukocytes) == ("typed", "MYO", 5.0, 1)
+
+
+def test_a_cell_that_the_detector_refused_keeps_its_reason() -> None:
+    refused = Prediction(Cell(Point(0, 0), Box(0, 0, 1, 1), 5.0, refusal="too small"), None)
+    (cell,), _ = screened([refused])
+    assert (cell.status, cell.reason, cell.probabilities) == ("rejected", "too small", None)

@@ -50,6 +50,10 @@ def test_the_default_model_is_whole_and_says_what_it_is() -> None:
         ({"architecture": "vgg"}, "architecture 'vgg' is not known"),
         ({"patch_um": 20}, "patch_um 20"),
         ({"input_px": "many"}, "invalid literal"),
+        ({"calibration": {"temperature": 0.0}}, "temperature 0.0 must lie in"),
+        ({"calibration": {}}, "field 'temperature' is missing"),
+        ({"rejection": {"sha256": "00"}}, "field 'threshold' is missing"),
+        ({"rejection": {"sha256": "00", "threshold": "high"}}, "could not convert"),
     ],
 )
 def test_a_wrong_card_is_refused(model: Path, changes: dict[str, object], message: str) -> None:
@@ -116,3 +120,17 @@ def test_preparation_obeys_the_card() -> None:
     patches[..., 0] = 255
     red = prepare(patches, card)
     assert np.allclose(red.mean((0, 2, 3)).numpy(), [2, -2, -2], atol=1e-5)
+
+
+def test_the_identity_of_a_model_is_all_on_which_its_answers_depend(model: Path) -> None:
+    plain = load_card(model)
+    change_card(model, measured={"blast AUC": 0.5}, limits="none")
+    assert load_card(model).identity == plain.identity
+    seen = {plain.identity}
+    for changes in ({"calibration": {"temperature": 1.5}}, {"input_px": 224}, {"rejection": {"sha256": "1", "threshold": 1.0}}):
+        change_card(model, **changes)
+        seen.add(load_card(model).identity)
+    assert len(seen) == 4
+    assert not plain.info.rejects
+    assert load_card(model).info.rejects
+    assert load_card(model).info.temperature == 1.5

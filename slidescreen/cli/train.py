@@ -91,6 +91,34 @@ def train_classifier(
     typer.echo(f"Now: slidescreen evaluate {out}")
 
 
+@train_app.command("release")
+def train_release(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")],
+    data: Annotated[Path, typer.Option("--data", help="The labelled images that the run was trained on.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Model folder to write.")],
+    fold: Annotated[int, typer.Option("--fold", min=1, help="The fold to release; its images were not learned from.")] = 1,
+    fields: Annotated[
+        Path | None, typer.Option("--fields", help="Folder with fields.csv: red cells, ground, cells of other cameras.")
+    ] = None,
+    evidence: Annotated[
+        list[Path] | None, typer.Option("--evidence", help="JSON that a benchmark wrote, for card and README; may be repeated.")
+    ] = None,
+    float32: Annotated[bool, typer.Option("--float32", help="Weights in float32, twice as large.")] = False,
+    turned: Annotated[int, typer.Option("--turned", min=1, help="Unseen images to look at in eight orientations.")] = 600,
+    um_per_px: Annotated[float | None, typer.Option("--um-per-px", help="Of images in a folder per class.")] = None,
+    device: DeviceOption = "auto",
+    verbose: VerboseOption = False,
+) -> None:
+    """Make a model of a fold: calibrate it, fit rejection, measure both, and write card, recipe and README."""
+    start_log(verbose, False)
+    from slidescreen.model import load_card
+    from slidescreen.training.classifier.release import ReleaseSettings, release
+
+    settings = ReleaseSettings(out, fold, data, fields, um_per_px, not float32, tuple(evidence or ()), turned, device)
+    folder = release(run, settings)
+    typer.echo(f"{load_card(folder).info.measured} -> {folder}")
+
+
 def _said(done: FoldDone) -> str:
     measured = ", ".join(f"{k} {'undefined' if v is None else format(v, '.3f')}" for k, v in done.measured.items())
     return f"fold {done.fold}: {done.images} images not seen in training: {measured} -> {done.folder}"

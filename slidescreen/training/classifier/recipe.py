@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -105,3 +106,8 @@ def load_recipe(name_or_file: str) -> Recipe:
         return from_table(path, "", Recipe, read_toml(path))
     except UsageError as error:
         raise error if str(error).startswith(str(path)) else UsageError(f"{path}: {error}") from None
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """A recipe as TOML, every key."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in recipe.plain().items())

@@ -1,0 +1,89 @@
+"""A model's README: what its card says, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+from slidescreen.training.classifier.tables import Table
+
+README: Final = "README.md"
+USE: Final = (
+    "Research. Types leukocytes of blood smears in Pappenheim, Wright or May-Gruenwald-Giemsa stain, cut to 29 um, into 15 "
+    "classes, to presort cells for a morphologist, who reviews every result. Not for diagnosis, and not for other stains, bone "
+    "marrow or fluids."
+)
+LIMITS: Final = (
+    "Scans of laboratories other than those of the training images have not been measured unless a table says so. Calibration "
+    "holds for images like those it was fitted on. Plasma cells are no class and are mostly taken for lymphocytes or blasts. "
+    "Rejection knows best the kinds that it was fitted on; see the table of kinds never seen."
+)
+LIMITS_OF: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "lmu": "Most LMU classes rest on 6-13 images.",
+        "deepapl": (
+            "deepapl's Promonocytes are labelled MOB and its unspecified blasts MYO, which hides monoblasts and abnormal "
+            "promyelocytes; some of its labels are wrong, those of giant thrombocytes among them."
+        ),
+    }
+)
+LICENCES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "lmu": "AML-Cytomorphology_LMU (Matek et al. 2019, TCIA, doi 10.7937/tcia.2019.36f5o9ld) CC BY 3.0",
+        "pbc": "PBC (Acevedo et al. 2020) CC BY 4.0 (as remembered, to be checked)",
+        "deepapl": "deepapl (Sidhom et al. 2021) states a copyright and no licence, research use",
+    }
+)
+"""By the name of a source in the table of images."""
+FIELDS: Final = "smear fields, for rejection: TXL-PBC, MIT"
+
+
+def limits_of(sources: Collection[str]) -> str:
+    """What a model of these sources cannot be trusted with."""
+    return " ".join([LIMITS, *(text for source, text in LIMITS_OF.items() if source in sources)])
+
+
+def licence_of(sources: Collection[str], fields: bool) -> str:
+    """What the licences of these sources say."""
+    known = [text for source, text in LICENCES.items() if source in sources]
+    rest = [f"{source or 'unnamed source'}: its own terms" for source in sources if source not in LICENCES]
+    return f"Weights: research use. Data: {'; '.join([*known, *rest, *([FIELDS] if fields else [])])}."
+
+
+def describe(card: Mapping[str, Any], tables: Sequence[Table], half: bool) -> str:
+    """The README as Markdown; `card` as it is written, `tables` in order."""
+    training, calibration, rejection = card["training"], card["calibration"], card["rejection"]
+    recipe = training["recipe"]
+    kinds = ", ".join(rejection["fitted_on"]) or "no strangers"
+    said = ", ".join(f"{name} {value}" for name, value in card["measured"].items())
+    again = f"--fold {training['fold']} --split models/{card['name']}/split.csv"
+    lines = [
+        f"# {card['name']}",
+        "",
+        "Written by `slidescreen train release`. `card.json` is what the program reads; this is for people.",
+        "",
+        f"- **What it is**: {card['architecture']}, 15 outputs, input {card['input_px']} px of 29 um, px / 255, mean "
+        f"{card['mean'][0]:g}, std {card['std'][0]:g}. Weights in float{16 if half else 32}.",
+        f"- **Use**: {card['intended_use']}",
+        f"- **Training**: {card['training_data']}",
+        f"- **Recipe**: `recipe.toml`, starting from {recipe.get('start') or 'random weights'}.",
+        f"- **Measured on images it has not seen**: {said}.",
+        f"- **Calibration**: logits are divided by {calibration['temperature']:g}.",
+        f"- **Refuses what is no leukocyte of its classes**: {rejection['score']}; threshold {rejection['threshold']:g}, "
+        f"which keeps {100 * rejection['kept']:g} % of leukocytes. Fitted on: {kinds}.",
+        f"- **Limits**: {card['limits']}",
+        f"- **Licences**: {card['licence']}",
+        "",
+        "Trained again, by the same recipe on the same images (`DATA`):",
+        "",
+        "```",
+        f"slidescreen train classifier --data DATA --recipe models/{card['name']}/recipe.toml {again} -o runs/{card['name']}",
+        "```",
+        "",
+        "## What was measured",
+        "",
+        "\n\n".join(table.markdown() for table in tables),
+        "",
+    ]
+    return "\n".join(lines)
