@@ -255,6 +255,21 @@ def test_a_run_that_left_sources_out(tmp_path: Path, undrawn: None) -> None:
     assert f"{made[0]['source']} are in several folds" in message
 
 
+def test_a_run_whose_test_images_a_file_named(tmp_path: Path) -> None:
+    made = [row | {"fold": "1"} for row in rows() if row["source"] == "munich"]
+    run = write_run(tmp_path / "run", made, split="file", folds=1)
+    assert evaluate(read_predictions(run), "run", resamples=0).split.title == "Split not stated"
+    listed = [{**row, "label": row["gold"]} for row in made] + [
+        row | {"fold": "0"} for row in rows() if row["source"] != "munich"
+    ]
+    write_csv(run / "folds.csv", listed)
+    split = evaluate(read_predictions(run), "run", resamples=0).split
+    assert split.title == "Split by a file" and "none of their patients" in split.text and not split.caution
+    write_csv(run / "folds.csv", [*listed, listed[0] | {"fold": "0"}])
+    split = evaluate(read_predictions(run), "run", resamples=0).split
+    assert split.caution and "1 patient has images among those learned from" in split.text
+
+
 def test_classes_without_images_have_no_numbers(out: Path) -> None:
     table = {row["code"]: row for row in read_table(out / "classes.csv")}
     absent = [code for code in CODES if code not in SMALL_COUNTS]
