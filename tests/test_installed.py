@@ -297,6 +297,7 @@ def test_the_commands(tiny: Path, mine: Path, tmp_path: Path) -> None:
     assert listed.index(DEFAULT_MODEL) < listed.index("Detectors") < listed.index(DEFAULT_DETECTOR) < listed.index("Of no use")
     checked = run.invoke(app, ["model", "check", "broken"])
     assert (checked.exit_code, checked.stdout) == (1, "")
+    assert len(checked.stderr.splitlines()) == 1 and "sha256" in checked.stderr
     assert run.invoke(app, ["model", "check", str(tiny)]).exit_code == 0
     packed = run.invoke(app, ["model", "pack", str(tiny), "-o", str(tmp_path / "t.zip")])
     done = run.invoke(app, ["model", "install", str(tmp_path / "t.zip")])
