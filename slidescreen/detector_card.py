@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from slidescreen.errors import ModelError
-from slidescreen.model import CARD
+from slidescreen.model import CARD, read_card
 
 DEFAULT_DETECTOR: Final = "leukocyte-detector"
 ARCHITECTURE: Final = "slidescreen.LeukocyteNet"
@@ -31,9 +30,8 @@ class DetectorCard:
 
 def load_detector_card(folder: Path) -> DetectorCard:
     """Read and check `card.json`. Raises ModelError naming what is wrong."""
-    path = folder / CARD
+    path, data = folder / CARD, read_card(folder)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
         if data["architecture"] != ARCHITECTURE:
             raise ModelError(f"{path}: architecture {data['architecture']!r} is not {ARCHITECTURE}; give a detector's folder")
         return DetectorCard(
@@ -47,5 +45,5 @@ def load_detector_card(folder: Path) -> DetectorCard:
         )
     except KeyError as error:
         raise ModelError(f"{path}: field {error} is missing; complete the card") from None
-    except (OSError, UnicodeDecodeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as a detector's card ({error}); install it again") from error

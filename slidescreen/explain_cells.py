@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,8 +15,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from slidescreen.atomic import making_folder
 from slidescreen.classify import Classifier
-from slidescreen.errors import OpenError, OutputError, SlidescreenError, UsageError
+from slidescreen.errors import OpenError, SlidescreenError, UsageError
 from slidescreen.explain import MOST_CELLS, ExplainSettings, batch_size, explain
 from slidescreen.patches import patch_of_image
 from slidescreen.records import RgbImage
@@ -110,23 +109,17 @@ def write_explained(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: is there already; choose another folder with -o, or remove it")
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     cells: list[ExplainedCell] = []
-    try:
-        partial.mkdir(parents=True)
-        waiting = iter(patches)
-        while some := list(islice(waiting, batch_size(classifier))):
+    waiting = iter(patches)
+    some = list(islice(waiting, batch_size(classifier)))
+    if not some:
+        return 0
+    with making_folder(out) as partial:
+        while some:
             cells += _explained(some, partial, classifier, settings)
-        if cells:
-            page = render_explained(title, classifier.card.name, cells, settings.method, settings.target)
-            (partial / PAGE).write_text(page, encoding="utf-8")
-            if out.exists():
-                out.rmdir()
-            partial.rename(out)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error}); choose another folder with -o") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            some = list(islice(waiting, batch_size(classifier)))
+        page = render_explained(title, classifier.card.name, cells, settings.method, settings.target)
+        (partial / PAGE).write_text(page, encoding="utf-8")
     return len(cells)
 
 

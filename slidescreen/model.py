@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from safetensors import SafetensorError
 
+from slidescreen.atomic import making_folder
 from slidescreen.errors import ModelError, OutputError
 from slidescreen.records import PATCH_UM, ModelInfo
 from slidescreen.rejection import Rejection, read_rejection, save_rejection
@@ -94,19 +94,48 @@ def models_folder() -> Path:
     return installed if installed.is_dir() else installed.parent.parent / "models"
 
 
+def user_models_folder() -> Path:
+    """The folder of the models that the user installed: $SLIDESCREEN_MODELS, else in the XDG data home. It need not exist."""
+    if chosen := os.environ.get("SLIDESCREEN_MODELS"):
+        return Path(chosen)
+    data = Path(os.environ.get("XDG_DATA_HOME", ""))
+    if not data.is_absolute():
+        data = Path(os.path.expanduser("~/.local/share"))  # noqa: PTH111  # Path.expanduser fails where there is no home
+    return data / "slidescreen" / "models"
+
+
 def find_model(name_or_folder: str) -> Path:
-    """The folder of a model, given its name or a path. Raises ModelError with the names there are."""
-    for folder in (Path(name_or_folder), models_folder() / name_or_folder):
+    """The folder of a model, given its name or a path; what comes with slidescreen goes before what the user installed.
+
+    Raises ModelError with the names of the classifiers there are.
+    """
+    for folder in (Path(name_or_folder), *(models / name_or_folder for models in (models_folder(), user_models_folder()))):
         if (folder / CARD).is_file():
             return folder
     if Path(name_or_folder).is_dir():
         raise ModelError(f"{name_or_folder}: a model folder needs {CARD} and {WEIGHTS}; {CARD} is missing")
-    known = ", ".join(sorted(p.parent.name for p in models_folder().glob(f"*/{CARD}"))) or "none"
+    known = ", ".join(sorted(folder.name for folder in model_folders() if _is_classifier(folder))) or "none"
     raise ModelError(f"{name_or_folder}: no such model; give a model folder or one of: {known}")
 
 
-def load_card(folder: Path) -> ModelCard:
-    """Read and check `card.json`. Raises ModelError naming the field that is wrong."""
+def model_folders() -> list[Path]:
+    """The folders that hold a card: those that come with slidescreen by name, then the user's whose names are not taken."""
+    found: dict[str, Path] = {}
+    for models in (models_folder(), user_models_folder()):
+        for card in sorted(models.glob(f"[!.]*/{CARD}")):
+            found.setdefault(card.parent.name, card.parent)
+    return list(found.values())
+
+
+def _is_classifier(folder: Path) -> bool:
+    try:
+        return read_card(folder).get("architecture") in ARCHITECTURES
+    except ModelError:
+        return False
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What `card.json` says, unchecked. Raises ModelError when it is no JSON object."""
     path = folder / CARD
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -114,6 +143,15 @@ def load_card(folder: Path) -> ModelCard:
         raise ModelError(f"{path}: cannot be read as a model card ({error}); install the model again") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path}: is not a model card; install the model again")
+    return data
+
+
+def load_card(folder: Path) -> ModelCard:
+    """Read and check `card.json`. Raises ModelError naming the field that is wrong."""
+    path, data = folder / CARD, read_card(folder)
+    if "architecture" in data and data["architecture"] not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ModelError(f"{path}: architecture {data['architecture']!r} is not known (known: {known}); give a classifier")
     try:
         card = _card(folder.resolve().name, data)
     except KeyError as error:
@@ -129,8 +167,6 @@ def _card(name: str, data: Mapping[str, Any]) -> ModelCard:
         missing = " ".join(sorted(set(CODES) - set(classes)))
         extra = " ".join(sorted(set(classes) - set(CODES)))
         raise ValueError(f"classes must be the 15 codes, each once (missing: {missing or 'none'}, unknown: {extra or 'none'})")
-    if data["architecture"] not in ARCHITECTURES:
-        raise ValueError(f"architecture {data['architecture']!r} is not known (known: {', '.join(ARCHITECTURES)})")
     if float(data["patch_um"]) != PATCH_UM:
         raise ValueError(f"patch_um {data['patch_um']} must be {PATCH_UM}")
     input_px = int(data["input_px"])
@@ -138,7 +174,7 @@ def _card(name: str, data: Mapping[str, Any]) -> ModelCard:
         raise ValueError(f"input_px {input_px} must lie in 32-1024")
     return ModelCard(
         name=str(data.get("name", name)),
-        architecture=data["architecture"],
+        architecture=str(data["architecture"]),
         classes=classes,
         patch_um=PATCH_UM,
         input_px=input_px,
@@ -232,24 +268,20 @@ def write_model(
 
     if folder.exists():
         raise OutputError(f"{folder}: is there already; choose another folder with -o, or remove it")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        partial.mkdir(parents=True)
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, partial / WEIGHTS)
-        (partial / WEIGHTS).chmod(0o644)
-        whole = {**card, "sha256": _sha256(partial / WEIGHTS)}
-        if rejection is not None:
-            save_rejection(partial / REJECTION, rejection)
-            (partial / REJECTION).chmod(0o644)
-            whole["rejection"] = {**card["rejection"], "sha256": _sha256(partial / REJECTION)}
-        for name, text in {CARD: json.dumps(whole, indent=1) + "\n", **texts}.items():
-            (partial / name).write_text(text, encoding="utf-8")
-        load_card(partial)
-        partial.rename(folder)
-    except (OSError, SafetensorError) as error:
+        with making_folder(folder) as partial:
+            save_file({key: value.contiguous() for key, value in network.state_dict().items()}, partial / WEIGHTS)
+            (partial / WEIGHTS).chmod(0o644)
+            whole = {**card, "sha256": _sha256(partial / WEIGHTS)}
+            if rejection is not None:
+                save_rejection(partial / REJECTION, rejection)
+                (partial / REJECTION).chmod(0o644)
+                whole["rejection"] = {**card["rejection"], "sha256": _sha256(partial / REJECTION)}
+            for name, text in {CARD: json.dumps(whole, indent=1) + "\n", **texts}.items():
+                (partial / name).write_text(text, encoding="utf-8")
+            load_card(partial)
+    except SafetensorError as error:
         raise OutputError(f"{folder}: cannot be written ({error}); choose another folder with -o") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

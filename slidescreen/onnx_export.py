@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from slidescreen import __version__
+from slidescreen.atomic import replacing
 from slidescreen.errors import OutputError, UsageError
 from slidescreen.model import ModelCard, load_card, load_network, prepare
 from slidescreen.records import PATCH_PX
@@ -58,14 +58,8 @@ def export_onnx(folder: Path, out: Path) -> None:
     )
     assert program is not None
     program.model.metadata_props.update(metadata(card))
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with replacing(out) as partial:
         program.save(partial, external_data=False)
-        partial.replace(out)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error}); choose another file with --onnx") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def metadata(card: ModelCard) -> dict[str, str]:

@@ -26,6 +26,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
+from slidescreen.atomic import replacing
 from slidescreen.errors import OutputError
 from slidescreen.records import PATCH_PX, Cell, Explanations, Fraction, Patch, ScaleCheck, ScreenedCell, SlideResult, Status
 from slidescreen.taxonomy import BY_CODE, CODES
@@ -336,24 +337,16 @@ def write_predictions(path: Path, rows: Iterable[Typed]) -> int:
 
     Written beside its place and renamed when complete. Raises OutputError when it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     number = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            judged = ("p_blast", "p_atypical", "status", "reason", "outlier", "agreement")
-            writer.writerow(["file", "label", *(f"p_{c}" for c in CODES), *judged])
-            for row in rows:
-                p = [f"{row.probabilities[c]:.6f}" for c in CODES]
-                sums = (f"{row.p_blast:.6f}", f"{row.p_atypical:.6f}", row.status, row.reason)
-                writer.writerow([row.file, row.label, *p, *sums, _rounded(row.outlier), _rounded(row.agreement)])
-                number += 1
-        partial.replace(path)
-    except OSError as error:
-        raise _output_error(path, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        judged = ("p_blast", "p_atypical", "status", "reason", "outlier", "agreement")
+        writer.writerow(["file", "label", *(f"p_{c}" for c in CODES), *judged])
+        for row in rows:
+            p = [f"{row.probabilities[c]:.6f}" for c in CODES]
+            sums = (f"{row.p_blast:.6f}", f"{row.p_atypical:.6f}", row.status, row.reason)
+            writer.writerow([row.file, row.label, *p, *sums, _rounded(row.outlier), _rounded(row.agreement)])
+            number += 1
     return number
 
 

@@ -213,6 +213,63 @@ def test_groups_add_up(run_dir: Path, out: Path) -> None:
     assert int(patients[0]["blasts_network"]) == sum(float(row["p_blast"]) >= 0.5 for row in own)
 
 
+def test_each_source_is_evaluated_by_itself_with_intervals(run_dir: Path, out: Path) -> None:
+    made = [row for path in sorted(run_dir.glob("fold-*/*.csv")) for row in read_table(path) if row["gold"] != "-"]
+    page = (out / "evaluation.html").read_text()
+    measures = ("balanced_accuracy", "frequent_balanced_accuracy", "blast_auc", "atypical_auc")
+    for row in read_table(out / "sources.csv"):
+        own = [each for each in made if each["source"] == row["source"]]
+        gold, label = [r["gold"] for r in own], [r["label"] for r in own]
+        recall = reference.recall_score(gold, label, labels=sorted(set(gold)), average=None)
+        assert float(row["balanced_accuracy"]) == pytest.approx(np.mean(recall), rel=1e-5)
+        often = [code for code in CODES if gold.count(code) >= 30]
+        assert row["frequent_classes"].split() == often
+        if often:
+            recall = reference.recall_score(gold, label, labels=often, average=None)
+            assert float(row["frequent_balanced_accuracy"]) == pytest.approx(np.mean(recall), rel=1e-5)
+        areas = []
+        for fold in "12345":
+            in_fold = [r for r in own if r["fold"] == fold]
+            areas.append(
+                reference.roc_auc_score([r["gold"] in ("MYO", "MOB") for r in in_fold], [float(r["p_blast"]) for r in in_fold])
+            )
+        assert float(row["blast_auc"]) == pytest.approx(np.mean(areas), rel=1e-4)
+        with_interval = [name for name in measures if row[f"{name}_ci95_low"]]
+        assert {"balanced_accuracy", "blast_auc", "atypical_auc"} <= {*with_interval} or row["source"] != "munich"
+        for name in with_interval:
+            low, value, high = (float(row[key]) for key in (f"{name}_ci95_low", name, f"{name}_ci95_high"))
+            assert low < value < high
+            assert re.search(rf"{value:.3f} \({low:.3f}.{high:.3f}\)", page)
+        assert int(row["patients"]) == len({r["patient"] for r in own} - {""})
+    assert any(row["frequent_classes"] for row in read_table(out / "sources.csv"))
+
+
+def test_a_run_that_left_sources_out(tmp_path: Path, undrawn: None) -> None:
+    made = [row | {"fold": {"alone": "1", "basel": "2", "munich": "3"}[row["source"]]} for row in rows()]
+    run = write_run(tmp_path / "run", made, split="source", folds=3)
+    evaluate_into(run, tmp_path / "out")
+    assert [row["source"] for row in read_table(tmp_path / "out" / "sources.csv")] == ["alone", "basel", "munich"]
+    assert "no image of its source" in (tmp_path / "out" / "evaluation.html").read_text()
+    made[0]["fold"] = "2" if made[0]["fold"] == "1" else "1"
+    message = refused(write_run(tmp_path / "mixed", made, split="source", folds=3))
+    assert f"{made[0]['source']} are in several folds" in message
+
+
+def test_a_run_whose_test_images_a_file_named(tmp_path: Path) -> None:
+    made = [row | {"fold": "1"} for row in rows() if row["source"] == "munich"]
+    run = write_run(tmp_path / "run", made, split="file", folds=1)
+    assert evaluate(read_predictions(run), "run", resamples=0).split.title == "Split not stated"
+    listed = [{**row, "label": row["gold"]} for row in made] + [
+        row | {"fold": "0"} for row in rows() if row["source"] != "munich"
+    ]
+    write_csv(run / "folds.csv", listed)
+    split = evaluate(read_predictions(run), "run", resamples=0).split
+    assert split.title == "Split by a file" and "none of their patients" in split.text and not split.caution
+    write_csv(run / "folds.csv", [*listed, listed[0] | {"fold": "0"}])
+    split = evaluate(read_predictions(run), "run", resamples=0).split
+    assert split.caution and "1 patient has images among those learned from" in split.text
+
+
 def test_classes_without_images_have_no_numbers(out: Path) -> None:
     table = {row["code"]: row for row in read_table(out / "classes.csv")}
     absent = [code for code in CODES if code not in SMALL_COUNTS]

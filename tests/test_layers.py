@@ -34,6 +34,7 @@ LAYERS: list[list[str]] = [
     ["detector_network"],
     ["painting"],
     ["demo"],
+    ["installed"],
     ["config"],
     ["pipeline"],
     ["batch", "evaluation"],

@@ -23,7 +23,7 @@ app = typer.Typer(
 train_app = typer.Typer(help="Train the models that come with slidescreen.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
-model_app = typer.Typer(help="Import and export models.", no_args_is_help=True)
+model_app = typer.Typer(help="List, show, check, install, import and export models.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 
 stopped: Final = threading.Event()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from slidescreen.config import Settings
     from slidescreen.slide import ReadSettings
 
-ModelOption = Annotated[str, typer.Option("--model", help="Name of a model that comes with slidescreen, or a model folder.")]
+ModelOption = Annotated[str, typer.Option("--model", help="Name of a model (see: model list), or a model folder.")]
 ReaderOption = Annotated[str, typer.Option("--reader", help="Read scans with this reader only; auto: what suits each.")]
 IccOption = Annotated[str, typer.Option("--icc", help="apply: colours to sRGB by the file's profile; ignore (default).")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0,1.")]

@@ -25,12 +25,15 @@ from slidescreen.evaluation.result import (
     Reannotation,
     Resampling,
     SensSpec,
+    SourceResult,
 )
 from slidescreen.evaluation.split import split_words, warnings
 from slidescreen.taxonomy import ATYPICAL, BLAST, CODES
 
 DECISIONS: Final = {"blast": BLAST, "atypical": ATYPICAL}
 DEFAULT_THRESHOLD: Final = 0.5
+FREQUENT: Final = 30
+"""Images from which on a class counts as frequent."""
 
 Measures = dict[str, Floats]
 """Name of a measure -> (r,) or, for the classes, (r, 15): one row per row of weights."""
@@ -69,8 +72,8 @@ def evaluate(
         confusion=metrics.crosstab(predictions.gold, predictions.label, len(CODES), everywhere)[0],
         decisions=tuple(_decision(predictions, key, threshold, known) for key in DECISIONS),
         reannotations=tuple(_reannotation(predictions, k, threshold, known) for k in _given(predictions)),
-        sources=tuple(_groups(predictions, threshold, by_patient=False)),
-        by_patient=tuple(_groups(predictions, threshold, by_patient=True)),
+        sources=tuple(_sources(predictions, threshold, resamples)),
+        by_patient=tuple(_patients(predictions, threshold)),
         calibration=metrics.calibration(_confidence(predictions), right, everywhere),
     )
 
@@ -84,6 +87,7 @@ def measure(predictions: Predictions, weights: Floats, threshold: float, *, cali
         "sensitivity": scores.sensitivity,
         "specificity": scores.specificity,
         "balanced_accuracy": metrics.nan_mean(scores.sensitivity, 1),
+        "frequent_balanced_accuracy": metrics.nan_mean(scores.sensitivity[:, frequent(predictions)], 1),
         "accuracy": metrics.accuracy(confusion),
     }
     for key, members in DECISIONS.items():
@@ -98,6 +102,11 @@ def measure(predictions: Predictions, weights: Floats, threshold: float, *, cali
         right = predictions.label == predictions.gold
         measures["ece"] = metrics.calibration(_confidence(predictions), right, weights).ece
     return measures
+
+
+def frequent(predictions: Predictions) -> Bools:
+    """(15,) whether a class has at least 30 images."""
+    return np.bincount(predictions.gold, minlength=len(CODES)) >= FREQUENT
 
 
 def _kappas(predictions: Predictions, k: int, weights: Floats) -> Measures:
@@ -236,17 +245,36 @@ def _reannotation(predictions: Predictions, k: int, threshold: float, known: _Es
     )
 
 
-def _groups(predictions: Predictions, threshold: float, *, by_patient: bool) -> Iterator[Group]:
-    keys = list(zip(predictions.source.tolist(), predictions.patient.tolist(), strict=True))
-    if not by_patient:
-        keys = [(source, "") for source, _ in keys]
-    wanted = {key for key in keys if key[1]} if by_patient else set(keys)
-    if not by_patient and wanted == {("", "")}:
-        return  # no source is known
+def _sources(predictions: Predictions, threshold: float, resamples: int) -> Iterator[SourceResult]:
+    """Each source evaluated by itself, its own units resampled; none where no source is known."""
+    names = np.unique(predictions.source).tolist()
+    for source in names if names != [""] else ():
+        own = predictions.only(predictions.source == source)
+        units = group_units(own.source, own.patient)
+        known = _Estimates(own, threshold, units, resamples)
+        gold = {key: is_member(own.gold, members) for key, members in DECISIONS.items()}
+        often = frequent(own)
+        yield SourceResult(
+            source=source,
+            images=len(own),
+            patients=units.patients,
+            classes=len(np.unique(own.gold)),
+            balanced_accuracy=known.of("balanced_accuracy"),
+            frequent_classes=tuple(code for code, yes in zip(CODES, often, strict=True) if yes),
+            frequent_balanced_accuracy=known.of("frequent_balanced_accuracy"),
+            blast_auc=known.of("blast.auc", carriers=[gold["blast"], ~gold["blast"]]),
+            atypical_auc=known.of("atypical.auc", carriers=[gold["atypical"], ~gold["atypical"]]),
+            blasts_gold=int(gold["blast"].sum()),
+            blasts_network=int((own.probability(BLAST) >= threshold).sum()),
+        )
+
+
+def _patients(predictions: Predictions, threshold: float) -> Iterator[Group]:
     rows_of: dict[tuple[str, str], list[int]] = {}
-    for i, key in enumerate(keys):
-        rows_of.setdefault(key, []).append(i)
-    for key in sorted(wanted):
+    for i, key in enumerate(zip(predictions.source.tolist(), predictions.patient.tolist(), strict=True)):
+        if key[1]:
+            rows_of.setdefault(key, []).append(i)
+    for key in sorted(rows_of):
         yield _group(predictions, threshold, key, np.array(rows_of[key]))
 
 

@@ -46,7 +46,7 @@ COUNTS: Final = FuncFormatter(lambda n, _: f"{n / 1000:g}k" if n >= 1000 else f"
 READABLE_SHARE: Final = 0.005
 """Smaller shares would print as 0.00 and are left blank."""
 
-_LOOK: Final = {
+LOOK: Final = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
@@ -70,7 +70,7 @@ _MARKS: Final = {1: "x", 2: "+"}
 
 def draw(evaluation: Evaluation) -> dict[str, tuple[bytes, bytes]]:
     """Name of each figure that is drawn -> (SVG, PNG)."""
-    with matplotlib.style.context(["default", _LOOK]):
+    with matplotlib.style.context(["default", LOOK]):
         figures = {"confusion": _confusion(evaluation)}
         for decision in evaluation.decisions:
             if decision.mean_curve is not None:

@@ -15,7 +15,17 @@ from slidescreen.evaluation import published, tables
 from slidescreen.evaluation.bootstrap import FEWEST_UNITS
 from slidescreen.evaluation.figures import PAGE_COLOURS, plus_minus
 from slidescreen.evaluation.metrics import CALIBRATION_BINS
-from slidescreen.evaluation.result import ClassResult, Decision, Estimate, Evaluation, Group, Interval, Rate, SensSpec
+from slidescreen.evaluation.result import (
+    ClassResult,
+    Decision,
+    Estimate,
+    Evaluation,
+    Group,
+    Interval,
+    Rate,
+    SensSpec,
+    SourceResult,
+)
 from slidescreen.report import wording
 from slidescreen.report.tables import Line
 from slidescreen.report.wording import DASH
@@ -39,7 +49,7 @@ def render(evaluation: Evaluation, figures: Mapping[str, str], created: str) -> 
         ],
         "decisions": [_decision(evaluation, decision) for decision in evaluation.decisions],
         "kappas": _kappas(evaluation),
-        "sources": [_group(g) for g in evaluation.sources],
+        "sources": [_source(each) for each in evaluation.sources],
         "patients": [_group(g) for g in evaluation.by_patient],
         "run": [Line(name, value) for name, value in _flat(evaluation.run, "")],
         "colours": BY_CODE,
@@ -234,8 +244,45 @@ def _kappa(what: str, images: int, estimate: Estimate, paper: str) -> Kappa:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceRow:
+    """A source in words; measures with their interval."""
+
+    source: str
+    images: int
+    patients: str
+    classes: int
+    balanced_accuracy: str
+    frequent: str
+    blast_auc: str
+    atypical_auc: str
+    gold: str
+    network: str
+
+
+def _source(found: SourceResult) -> SourceRow:
+    often = len(found.frequent_classes)
+    return SourceRow(
+        source=found.source or DASH,
+        images=found.images,
+        patients=str(found.patients or DASH),
+        classes=found.classes,
+        balanced_accuracy=_with_interval(found.balanced_accuracy),
+        frequent=f"{_with_interval(found.frequent_balanced_accuracy)} of {often}" if often else DASH,
+        blast_auc=_with_interval(found.blast_auc),
+        atypical_auc=_with_interval(found.atypical_auc),
+        gold=f"{100 * found.blasts_gold / found.images:.1f} %",
+        network=f"{100 * found.blasts_network / found.images:.1f} %",
+    )
+
+
+def _with_interval(estimate: Estimate) -> str:
+    value = wording.number(estimate.value, 3)
+    return f"{value} ({span(estimate.ci95, 3)})" if estimate.ci95 else value
+
+
+@dataclass(frozen=True, slots=True)
 class GroupRow:
-    """A source or a patient in words."""
+    """A patient in words."""
 
     source: str
     patient: str

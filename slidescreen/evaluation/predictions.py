@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from slidescreen.errors import UsageError
 from slidescreen.taxonomy import ATYPICAL, BLAST, CODES
 
 RUN_FILE: Final = "run.json"
+FOLDS_FILE: Final = "folds.csv"
 PREDICTIONS_FILE: Final = "predictions.csv"
 PROBABILITY_COLUMNS: Final = tuple(f"p_{code}" for code in CODES)
 
@@ -51,7 +53,8 @@ class Predictions:
     1; each fold's images were predicted by a model that was not trained on them. `source`, `patient`: (n,) str, "" where
     unknown. `reannotations`: (n, 2) indices of what a human said when shown the image again, `UNKNOWN` where not shown,
     `NONE_OF_THEM` where no leukocyte was seen. `left_out`: rows without a leukocyte by gold standard, not among the n.
-    `run`: what run.json says, empty where there is none.
+    `run`: what run.json says, empty where there is none. `shared`: patients whose images were tested in one fold and learned
+    from in it too, by the run's own list of all images; None where there is none.
     """
 
     inputs: tuple[InputFile, ...]
@@ -64,6 +67,7 @@ class Predictions:
     source: NDArray[np.str_]
     patient: NDArray[np.str_]
     reannotations: NDArray[np.int64]
+    shared: int | None = None
 
     def __len__(self) -> int:
         return len(self.gold)
@@ -72,6 +76,11 @@ class Predictions:
     def folds(self) -> tuple[int, ...]:
         """Numbers of the folds that hold images, ascending."""
         return tuple(int(k) for k in np.unique(self.fold))
+
+    def only(self, rows: NDArray[np.bool_]) -> Predictions:
+        """The images that `rows`, (n,) bool, picks out."""
+        names = ("gold", "label", "probabilities", "fold", "source", "patient", "reannotations")
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def probability(self, members: frozenset[str]) -> NDArray[np.float64]:
         """(n,) sum of the probabilities over the classes in `members`."""
@@ -102,7 +111,8 @@ def read_predictions(path: Path) -> Predictions:
         raise UsageError(f"{path}: no such file or folder; give the folder of a training run or a CSV file of predictions")
     parsed = [row for fold, file in files for row in _read_rows(file, fold)]
     predictions = _assemble(path, parsed, tuple(_input(file) for _, file in files), run)
-    _check_patients(path, predictions)
+    predictions = dataclasses.replace(predictions, shared=_shared_by_list(path / FOLDS_FILE))
+    _check_split(path, predictions)
     return predictions
 
 
@@ -278,7 +288,22 @@ def shared_patients(predictions: Predictions) -> list[tuple[str, str]]:
     return sorted(who for who, among in folds.items() if len(among) > 1)
 
 
-def _check_patients(path: Path, predictions: Predictions) -> None:
+def _shared_by_list(path: Path) -> int | None:
+    """Patients with images in more than one fold, 0 (never tested) among them, in a run's list of all its images."""
+    if not path.is_file():
+        return None
+    folds: dict[tuple[str, str], set[str]] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if row["patient"]:
+                    folds.setdefault((row["source"], row["patient"]), set()).add(row["fold"])
+    except (UnicodeDecodeError, csv.Error, KeyError) as error:
+        raise UsageError(f"{path}: cannot be read as a list of images and folds ({error}); repair or remove it") from error
+    return sum(len(among) > 1 for among in folds.values())
+
+
+def _check_split(path: Path, predictions: Predictions) -> None:
     shared = shared_patients(predictions)
     if predictions.run.get("split") == "patient" and shared:
         (source, patient), others = shared[0], len(shared) - 1
@@ -287,3 +312,10 @@ def _check_patients(path: Path, predictions: Predictions) -> None:
             f"{path}: {RUN_FILE} says split by patient, but patient {patient}{f' of {source}' if source else ''}{more} "
             f"has images in several folds; the run or its predictions are mixed up"
         )
+    if predictions.run.get("split") == "source":
+        for source in np.unique(predictions.source).tolist():
+            if len(np.unique(predictions.fold[predictions.source == source])) > 1:
+                raise UsageError(
+                    f"{path}: {RUN_FILE} says split by source, but {source or 'images without a source'} are in several folds; "
+                    f"the run or its predictions are mixed up"
+                )

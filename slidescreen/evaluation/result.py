@@ -120,9 +120,27 @@ class Reannotation:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceResult:
+    """The images of a source. `frequent_classes`: those with at least 30 of its images, over which
+    `frequent_balanced_accuracy` goes. Blasts: images that are MYO or MOB by gold standard, and those the network calls a
+    blast."""
+
+    source: str
+    images: int
+    patients: int
+    classes: int
+    balanced_accuracy: Estimate
+    frequent_classes: tuple[str, ...]
+    frequent_balanced_accuracy: Estimate
+    blast_auc: Estimate
+    atypical_auc: Estimate
+    blasts_gold: int
+    blasts_network: int
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
-    """The images of a source, or of a patient of a source, of all folds together. Blasts: images that are MYO or MOB by gold
-    standard, and those the network calls a blast."""
+    """The images of a patient of a source, of all folds together. Blasts as in `SourceResult`."""
 
     source: str
     patient: str
@@ -177,6 +195,6 @@ class Evaluation:
     confusion: Floats
     decisions: tuple[Decision, ...]
     reannotations: tuple[Reannotation, ...]
-    sources: tuple[Group, ...]
+    sources: tuple[SourceResult, ...]
     by_patient: tuple[Group, ...]
     calibration: Calibration

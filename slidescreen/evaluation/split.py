@@ -17,6 +17,17 @@ def split_words(predictions: Predictions) -> SplitWords:
         if unknown:
             text += f" For {unknown} of {len(predictions)} images no patient is given; for these it cannot be checked."
         return SplitWords("Split by patient", text, caution=bool(unknown))
+    if claimed == "source":
+        text = "No source is in two folds: each image was tested by a network that had seen no image of its source."
+        return SplitWords("Split by source", text, caution=False)
+    if claimed == "file" and predictions.shared == 0:
+        text = "Which images are tested was given by a file; none of their patients has images among those learned from."
+        if unknown:
+            text += f" For {unknown} of {len(predictions)} images no patient is given; for these it cannot be checked."
+        return SplitWords("Split by a file", text, caution=bool(unknown))
+    if claimed == "file" and predictions.shared:
+        text = f"Which images are tested was given by a file. {_patients_have(predictions.shared)} images among those learned"
+        return SplitWords("Split by a file", f"{text} from as well: the numbers are optimistic for new patients.", caution=True)
     if claimed == "stratified":
         text = "Images of one patient may lie in training and in test: the numbers are optimistic for new patients."
         if shared:

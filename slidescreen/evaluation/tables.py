@@ -11,7 +11,7 @@ import numpy as np
 
 from slidescreen.evaluation.metrics import CALIBRATION_BINS
 from slidescreen.evaluation.published import DECISIONS, KAPPA, REANNOTATED, TABLE_1
-from slidescreen.evaluation.result import Decision, Estimate, Evaluation, Group, Rate, SensSpec
+from slidescreen.evaluation.result import Decision, Estimate, Evaluation, Group, Rate, SensSpec, SourceResult
 from slidescreen.taxonomy import BY_CODE, CODES
 
 Table = tuple[list[str], list[list[Any]]]
@@ -46,7 +46,7 @@ def as_tables(evaluation: Evaluation) -> dict[str, Table]:
         "confusion.csv": _confusion(evaluation),
         "decisions.csv": _decisions(evaluation),
         "roc.csv": _roc(evaluation),
-        "sources.csv": _groups(evaluation.sources),
+        "sources.csv": _sources(evaluation.sources),
         "patients.csv": _groups(evaluation.by_patient),
         "calibration.csv": _calibration(evaluation),
     }
@@ -137,6 +137,20 @@ def _roc(evaluation: Evaluation) -> Table:
             averaged = zip(mean.fpr.tolist(), mean.tpr.tolist(), sd, strict=True)
             rows += [[decision.key, "mean", None, *point] for point in averaged]
     return ["decision", "fold", "threshold", "fpr", "tpr", "sd"], rows
+
+
+def _sources(sources: tuple[SourceResult, ...]) -> Table:
+    measures = ("balanced_accuracy", "frequent_balanced_accuracy", "blast_auc", "atypical_auc")
+    header = ["source", "images", "patients", "classes", "frequent_classes"]
+    header += [f"{name}{part}" for name in measures for part in ("", "_ci95_low", "_ci95_high")]
+    rows = []
+    for each in sources:
+        row: list[Any] = [each.source, each.images, each.patients, each.classes, " ".join(each.frequent_classes)]
+        for name in measures:
+            found: Estimate = getattr(each, name)
+            row += [found.value, *(found.ci95 or (None, None))]
+        rows.append([*row, each.blasts_gold, each.blasts_network])
+    return [*header, "blasts_gold", "blasts_network"], rows
 
 
 def _groups(groups: tuple[Group, ...]) -> Table:
