@@ -38,9 +38,9 @@ NEIGHBOUR: Final = 10
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
     """What rejection is fitted on. `known`: leukocytes of the network's training, `labels` (n,) their classes. `unseen`:
-    leukocytes that it has not learned from, by which scales are set and nothing else. `others`: leukocytes of other cameras, of unknown class,
-    without which a stranger would be told by the ground it lies on. `strangers`: what is no leukocyte, by kind; a kind weighs
-    as the root of its number, and all of them as much as the leukocytes."""
+    leukocytes that it has not learned from, by which scales are set and nothing else. `others`: leukocytes of other cameras,
+    of unknown class, without which a stranger would be told by the ground it lies on. `strangers`: what is no leukocyte, by
+    kind; a kind weighs as the root of its number, and all of them as much as the leukocytes."""
 
     known: Outputs
     labels: NDArray[np.int64]
