@@ -90,7 +90,9 @@ def patches(data: Path, rows: Sequence[dict[str, str]]) -> NDArray[np.uint8]:
 
 
 def write_patches(cells: NDArray[np.uint8], folder: Path) -> None:
-    array = zarr.create_array(store=str(folder / "patches.zarr"), shape=cells.shape, chunks=(1, *cells.shape[1:]), dtype="uint8")
+    array = zarr.create_array(
+        store=str(folder / "patches.zarr"), shape=cells.shape, chunks=(1, *cells.shape[1:]), dtype="uint8"
+    )
     array[:] = cells
 
 
@@ -127,7 +129,8 @@ def line(
     other = np.flatnonzero(found.argmax(1) != expected.argmax(1))
     best = np.sort(expected, 1)
     ties = [
-        f"{rows[i]['file']}: {classes[expected[i].argmax()]} -> {classes[found[i].argmax()]}, margin {best[i, -1] - best[i, -2]:.4f}"
+        f"{rows[i]['file']}: {classes[expected[i].argmax()]} -> {classes[found[i].argmax()]}, "
+        f"margin {best[i, -1] - best[i, -2]:.4f}"
         for i in other
     ]
     return {
