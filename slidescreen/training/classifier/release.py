@@ -182,8 +182,7 @@ def _measured(
     before, after, calibration = judged.calibration_table(material, p)
     found = judged.verdicts(material, OURS)
     rows = np.random.default_rng(0).permutation(len(material.images))[:turned]
-    images = [material.images[i] for i in rows.tolist()]
-    turns = measure_turns(looks, images, material.labels[rows], fitted.temperature, classes)
+    turns = measure_turns(looks, material, rows, fitted.temperature, classes)
     label = [found.by_kind[kind][0] for kind in judged.strangers_of(material)]
     refused, strangers = (sum(n) for n in zip(*label, strict=True)) if label else (0, 0)
     measured: dict[str, float | str] = {
