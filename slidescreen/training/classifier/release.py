@@ -91,7 +91,7 @@ def release(run: Path, settings: ReleaseSettings) -> Path:
     shown = [*tables, *(table for stem, found in evidence.items() for table in tables_of(stem, found))]
     texts = {
         RECIPE: recipe_toml(chosen.recipe),
-        SPLIT: "file,fold\n" + "".join(f"{file},{fold}\n" for file, fold in sorted(chosen.fold_of.items())),
+        SPLIT: "file,fold\n" + "".join(f"{file},{fold}\n" for file, fold in sorted(chosen.fold_of.items()) if fold),
         README: describe(whole, shown, settings.half, list(pictures)),
     }
     files = {name: text.encode() for name, text in texts.items()} | pictures
