@@ -74,7 +74,8 @@ def test_predictions_are_what_the_stored_model_says(run: Path, data: Path) -> No
 
     classifier = load_classifier(run / "fold-1" / "model", ClassifySettings("cpu"))
     said = classifier.probabilities(patch_of_image(read_image(data / first["file"]), 0.29)[None])[0]
-    assert [float(first[f"p_{code}"]) for code in CODES] == pytest.approx(said.tolist(), abs=2e-6)
+    said_before = [float(first[f"p_{code}"]) for code in CODES]
+    assert said_before == pytest.approx(said.tolist(), abs=1e-3)  # bfloat16 rounds a batch otherwise than one image
     assert float(first["p_blast"]) == pytest.approx(float(first["p_MYO"]) + float(first["p_MOB"]), abs=2e-6)
     assert first["label"] == CODES[int(np.argmax(said))]
 
