@@ -19,11 +19,6 @@ from typing import Any, Final, Literal, Protocol
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.feature import peak_local_max
-from skimage.filters import threshold_otsu
-from skimage.measure import regionprops
-from skimage.segmentation import watershed
 
 from slidescreen.geometry import Box, Point, um_to_px
 from slidescreen.records import AreaMap, Cell, Outline, RgbImage, Scale, Tile
@@ -135,6 +130,8 @@ def measure_stain(pixels: NDArray[np.uint8], settings: DetectSettings) -> Stain:
     Glass: median colour around the brightest frequent lightness. Red cell: see `_red_cell`. Threshold: Otsu's over px with
     some nuclear stain.
     """
+    from skimage.filters import threshold_otsu  # scipy and skimage are slow to load, and only this method needs them
+
     values = pixels.astype(np.float64)
     glass = _glass(values)
     density = -np.log((values + 1) / (glass + 1))
@@ -148,6 +145,8 @@ def measure_stain(pixels: NDArray[np.uint8], settings: DetectSettings) -> Stain:
 
 
 def _glass(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy import ndimage
+
     lightness = values.sum(1)
     counts, edges = np.histogram(lightness, bins=96, range=(0, 765))
     smooth = ndimage.gaussian_filter1d(counts.astype(float), 1.5)
@@ -162,6 +161,8 @@ def _red_cell(density: NDArray[np.float64]) -> NDArray[np.float64]:
     Haemoglobin absorbs blue and hardly any red, nuclei the reverse: of the frequent colours the red cells' is the one with the
     smallest share of red, also where nuclei cover more of the sample than red cells do.
     """
+    from scipy import ndimage
+
     share = density[:, 0] / (density[:, 0] + density[:, 2])
     counts, edges = np.histogram(share, bins=50, range=(0, 1))
     peak = _peaks(ndimage.gaussian_filter1d(counts.astype(float), 1.5))[0]
@@ -185,6 +186,8 @@ class StainDetector:
 
     def find(self, image: RgbImage, um_per_px: float) -> list[Body]:
         """See `Detector`. Blurs and thresholds are in whole numbers, so that a body's outline does not depend on its place."""
+        from skimage.measure import regionprops
+
         s = self.settings
         nuclear = cv2.GaussianBlur(self.stain.nuclear(image), (0, 0), max(0.3, 0.35 / um_per_px))
         stained = (nuclear > 100 * self.stain.threshold).astype(np.uint8)
@@ -205,6 +208,8 @@ class StainDetector:
 
 def _join(stained: NDArray[np.uint8], reach: float) -> NDArray[np.bool_]:
     """Close gaps between lobes of up to 2 x `reach` px and fill holes."""
+    from scipy import ndimage
+
     r = max(1, round(reach))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))
     padded = cv2.copyMakeBorder(stained, r, r, r, r, cv2.BORDER_CONSTANT, value=0)
@@ -215,6 +220,10 @@ def _join(stained: NDArray[np.uint8], reach: float) -> NDArray[np.bool_]:
 def _split(stained: NDArray[np.uint8], joined: NDArray[np.bool_], um_per_px: float, s: DetectSettings) -> Labels:
     """Labels (h, w), one per nucleus. Watershed from the points deepest inside the stain, then parts are put together again
     that are no nuclei of their own: lobes smaller than `lobe_um2`, and parts whose border is nearly as deep as they are."""
+    from scipy import ndimage
+    from skimage.feature import peak_local_max
+    from skimage.segmentation import watershed
+
     filled = ndimage.binary_fill_holes(stained).astype(np.uint8)
     padded = cv2.copyMakeBorder(filled, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     inside = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1] * um_per_px

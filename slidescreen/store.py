@@ -49,7 +49,6 @@ SCREENED_BIT: Final = 0x80
 
 SHARD: Final = 64
 """Patches per file of `patches.zarr`; each patch is a chunk of its own in it."""
-STEM_BYTES: Final = 120
 ROWS_AT_ONCE: Final = 4096
 
 COLUMNS: Final = (
@@ -60,13 +59,6 @@ COLUMNS: Final = (
 )
 
 Row = dict[str, str | int | float | None]
-
-
-def slide_id(path: Path, fingerprint: str) -> str:
-    """File stem, cut to 120 bytes, plus 8 hex digits of the fingerprint."""
-    stem = os.fsencode(path.stem)[:STEM_BYTES].decode("utf-8", "ignore").strip() or "slide"
-    stem = "".join(c if c.isprintable() else "_" for c in stem)
-    return f"{stem.lstrip('.') or 'slide'}-{fingerprint[:8]}"
 
 
 class ResultFolder:

@@ -1,9 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from slidescreen.config import Settings, load_settings
+from slidescreen.engines import ClassifySettings
 from slidescreen.errors import UsageError
+from slidescreen.model import DEFAULT_MODEL
 
 
 def load(folder: Path, text: str) -> Settings:
@@ -62,8 +65,27 @@ def test_results_do_not_depend_on_device_and_batch() -> None:
         "reading",
         "scale",
         "monolayer",
+        "classify",
         "detect",
         "differential",
         "explain",
         "detector",
     }
+    plain = Settings().result_settings()
+    other = Settings(classify=ClassifySettings("cpu", 3)).result_settings()
+    assert other == plain
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"engine": "torch"},
+        {"precision": "float32"},
+        {"deterministic": True},
+        {"tta": 8},
+        {"cascade": DEFAULT_MODEL},
+        {"precision": "int8", "calibration": "there"},
+    ],
+)
+def test_results_depend_on_the_engine_that_was_asked_for(asked: dict[str, Any]) -> None:
+    assert Settings(classify=ClassifySettings(**asked)).result_settings() != Settings().result_settings()

@@ -3,6 +3,7 @@
 import csv
 import logging
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -127,7 +128,7 @@ def test_preparation_without_torch_is_that_of_the_model(px: int) -> None:
 def test_every_architecture_has_features_and_runs_in_bfloat16(architecture: str) -> None:
     torch.manual_seed(0)
     network = WithFeatures(build_network(architecture)).eval()
-    x = torch.randn(2, 3, 96, 96)
+    x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         logits, features = network(x)
         low, _ = in_bfloat16(network)(x.bfloat16())
@@ -236,8 +237,6 @@ def test_int8_is_calibrated_on_the_cells_of_a_result(small: Path, tmp_path: Path
 
 
 def test_openvino_does_not_report() -> None:
-    import sys
-
     import_openvino()
     assert sys.modules["openvino_telemetry"] is None
     telemetry = sys.modules["openvino.tools.ovc"].telemetry
@@ -281,17 +280,23 @@ def test_auto() -> None:
     assert choose_engine(ClassifySettings(deterministic=True), "cpu") == "torch"
 
 
-def test_auto_does_without_openvino_and_says_so(
-    small: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    import sys
-
+def test_auto_does_without_openvino(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr(logging.getLogger("slidescreen"), "propagate", True)
     assert open_engine(small, ClassifySettings("cpu")).name == "torch float32"
-    assert "torch is used" in caplog.text
     with pytest.raises(UsageError, match="pip install openvino"):
         open_engine(small, ClassifySettings("cpu", engine="openvino"))
+
+
+def test_auto_says_where_openvino_does_not_load(
+    small: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> Any:
+        raise UsageError("--engine openvino: it cannot be used here (its libraries are too new)")
+
+    monkeypatch.setattr("slidescreen.engines.openvino_engine.import_openvino", broken)
+    monkeypatch.setattr(logging.getLogger("slidescreen"), "propagate", True)
+    assert open_engine(small, ClassifySettings("cpu")).name == "torch float32"
+    assert "too new): torch is used" in caplog.text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -432,16 +437,16 @@ def test_what_the_cheaper_model_finds_foreign_is_shown_to_the_full_one() -> None
 
 
 def test_agreement_on_real_cells(real_images: Path) -> None:
-    """Every engine on 40 real cells of the target domain; all of them, and others, are measured by `benchmarks/agreement.py`."""
+    """OpenVINO on 16 real cells of the target domain; all of them, and 2,000 others, and the other engines are measured by `benchmarks/agreement.py`."""
     from slidescreen.patches import patch_of_image
     from slidescreen.slide import read_image
 
     with (real_images / "cells" / "cells.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["source"] == "lmu"][::60][:40]
+        rows = [row for row in csv.DictReader(file) if row["source"] == "lmu"][::120][:16]
     cells = np.stack([patch_of_image(read_image(real_images / "cells" / row["file"]), float(row["um_per_px"])) for row in rows])
     folder = find_model(DEFAULT_MODEL)
     expected = load_classifier(folder, ClassifySettings("cpu", engine="torch")).probabilities(cells)
     found = load_classifier(folder, ClassifySettings("cpu", engine="openvino")).probabilities(cells)
     blast = [load_card(folder).classes.index(code) for code in ("MYO", "MOB")]
-    assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.97
+    assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.9
     assert np.abs(found[:, blast].sum(1) - expected[:, blast].sum(1)).max() <= 0.03

@@ -11,7 +11,8 @@ from conftest import result_folders
 from jobs import job
 
 from slidescreen.batch.plan import Resume
-from slidescreen.cli.night import Wishes, run_night
+from slidescreen.cli.night import Wishes, _slots, run_night
+from slidescreen.cli.options import split_engines
 from slidescreen.cli.progress import Pace
 from slidescreen.errors import UsageError
 
@@ -43,8 +44,6 @@ def test_a_dry_run_writes_nothing(scan: Path, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="results cannot be written there"):
         run_night(job(tmp_path / "file" / "out"), wishes(scan), dry_run=True, verbose=False, plain=True)
-    with pytest.raises(UsageError, match="--engine slurm: unknown; use local or ray"):
-        run_night(job(tmp_path), wishes(scan, engine="slurm"), dry_run=True, verbose=False, plain=True)
 
 
 def test_ray_screens_in_other_processes(empty_scan: Path, tmp_path: Path) -> None:
@@ -59,3 +58,39 @@ def test_ray_screens_in_other_processes(empty_scan: Path, tmp_path: Path) -> Non
     assert len(result_folders(page.parent)) == 1
     run = json.loads((page.parent / "run.json").read_text())
     assert run["slides"][0]["worker"].startswith(socket.gethostname())
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], ("local", "")),
+        (["ray"], ("ray", "")),
+        (["openvino"], ("local", "openvino")),
+        (["torch", "ray"], ("ray", "torch")),
+        (["local", "auto"], ("local", "auto")),
+    ],
+)
+def test_engine_says_where_and_with_what(names: list[str], said: tuple[str, str]) -> None:
+    assert split_engines(names) == said
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["slurm"], "--engine slurm: unknown; use local, ray .where., auto, torch, openvino"),
+        (["local", "ray"], "--engine local --engine ray: name one of them"),
+        (["torch", "ray", "openvino"], "--engine torch --engine openvino: name one of them"),
+    ],
+)
+def test_engines_that_contradict_each_other_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        split_engines(names)
+
+
+def test_devices_are_shared_out_between_workers_or_within_a_slide(tmp_path: Path) -> None:
+    devices = [f"cuda:{i}" for i in range(4)]
+    assert _slots(job(tmp_path), devices, 9) == devices
+    assert _slots(job(tmp_path), devices, 1) == ["cuda:0,1,2,3"]
+    assert _slots(job(tmp_path), devices, 2) == ["cuda:0,2", "cuda:1,3"]
+    assert _slots(job(tmp_path), devices, 3) == ["cuda:0,3", "cuda:1", "cuda:2"]
+    assert _slots(job(tmp_path), ["cuda"], 3) == ["cuda"]

@@ -18,7 +18,8 @@ from slidescreen.errors import OutputError
 from slidescreen.pipeline import screen_slide
 from slidescreen.records import SlideResult
 from slidescreen.slide import open_slide
-from slidescreen.store import COLUMNS, ResultFolder, Typed, slide_id, summary, write_predictions
+from slidescreen.slide.fingerprint import slide_id
+from slidescreen.store import COLUMNS, ResultFolder, Typed, summary, write_predictions
 from slidescreen.stored import clean_up, is_current, sweep
 from slidescreen.taxonomy import CODES
 

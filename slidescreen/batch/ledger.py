@@ -15,7 +15,7 @@ from slidescreen.batch.inputs import Input
 from slidescreen.batch.output import Output, read_json, utc_now, write, write_json
 from slidescreen.batch.slides import SlideFailure
 from slidescreen.errors import AuditError
-from slidescreen.store import slide_id
+from slidescreen.slide.fingerprint import slide_id
 
 LOGS: Final = "logs"
 COLUMNS: Final = ("path", "stage", "error_class", "message", "next_step")

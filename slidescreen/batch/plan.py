@@ -24,8 +24,8 @@ from slidescreen.errors import OpenError
 from slidescreen.model import check_weights, load_card, load_rejection
 from slidescreen.monolayer import with_aoi
 from slidescreen.slide import SCAN_SUFFIXES, is_remote, scans_under
-from slidescreen.slide.fingerprint import fingerprint
-from slidescreen.store import SCHEMA, SUMMARY, slide_id
+from slidescreen.slide.fingerprint import fingerprint, slide_id
+from slidescreen.store import SCHEMA, SUMMARY
 from slidescreen.stored import same_request
 
 READERS: Final = 8

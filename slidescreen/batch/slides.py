@@ -23,7 +23,8 @@ from slidescreen.report import render
 from slidescreen.ruler import measure_scale
 from slidescreen.scale import check_scale, settle_scale
 from slidescreen.slide import SCAN_SUFFIXES, Slide, is_remote, location, open_slide, scans_under
-from slidescreen.store import ResultFolder, slide_id
+from slidescreen.slide.fingerprint import slide_id
+from slidescreen.store import ResultFolder
 from slidescreen.stored import clean_up, is_current
 
 At = Callable[[str], None]

@@ -32,7 +32,7 @@ def info(
     from slidescreen.errors import ScaleError
     from slidescreen.scale import resolve_scale
     from slidescreen.slide import ReadSettings, location, open_slide
-    from slidescreen.store import slide_id
+    from slidescreen.slide.fingerprint import slide_id
 
     path = location(scan)
     with open_slide(path, settings=reading_settings(ReadSettings(), reader, "")) as slide:

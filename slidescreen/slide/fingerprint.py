@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,7 @@ HEAD: Final = 1 << 20
 SAMPLE: Final = 1 << 16
 SAMPLES: Final = 64
 METADATA: Final = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
+STEM_BYTES: Final = 120
 HIDDEN: Final = (".DS_Store", "._")
 
 
@@ -54,3 +56,10 @@ def _folder(path: Path) -> str:
         if file.name in METADATA or file in chosen:
             digest.update(f"{name} {fingerprint(file)}".encode())
     return digest.hexdigest()
+
+
+def slide_id(path: Path, fingerprint: str) -> str:
+    """File stem, cut to 120 bytes, plus 8 hex digits of the fingerprint."""
+    stem = os.fsencode(path.stem)[:STEM_BYTES].decode("utf-8", "ignore").strip() or "slide"
+    stem = "".join(c if c.isprintable() else "_" for c in stem)
+    return f"{stem.lstrip('.') or 'slide'}-{fingerprint[:8]}"

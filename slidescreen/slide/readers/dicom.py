@@ -7,21 +7,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pydicom
-import pydicom.config
 from numpy.typing import NDArray
-from pydicom.errors import InvalidDicomError
 
 from slidescreen.geometry import Box, Size
 from slidescreen.slide.frame_size import require_frame
 from slidescreen.slide.location import require_local
 from slidescreen.slide.reader import MAX_TILE_PX, Details, block_of, number, require_sizes, scale_of
 
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # files are as they are; it would warn of each oddity
 MARK: Final = b"DICM"
 MARK_AT: Final = 128
 WSI_CLASS: Final = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """SOP class "VL Whole Slide Microscopy Image Storage"."""
+
+
+def _pydicom() -> Any:
+    """The pydicom package, loaded where there is DICOM, told to take files as they are: it would warn of each oddity."""
+    import pydicom
+    import pydicom.config
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    return pydicom
 
 
 def is_dicom(path: Path) -> bool:
@@ -45,8 +50,12 @@ def _series_of(path: Path) -> str | None:
     try:
         if not is_dicom(path):
             return None
+    except OSError:
+        return None
+    pydicom = _pydicom()
+    try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "SOPClassUID"])
-    except (OSError, InvalidDicomError, ValueError, NotImplementedError, KeyError, AttributeError, EOFError):
+    except (OSError, pydicom.errors.InvalidDicomError, ValueError, NotImplementedError, KeyError, AttributeError, EOFError):
         return None
     return str(header.SeriesInstanceUID) if header.get("SOPClassUID") == WSI_CLASS and "SeriesInstanceUID" in header else None
 
@@ -76,6 +85,7 @@ class DicomReader:
 
     def __init__(self, path: Path) -> None:
         files = files_of(path)
+        _pydicom()
         from wsidicom import WsiDicom  # takes a second to import: only where there is DICOM
 
         self._slide = WsiDicom.open(files)

@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from slidescreen.geometry import Box, Size
@@ -46,6 +45,8 @@ class OmeZarrReader:
 
     def __init__(self, path: Path) -> None:
         self._root = path
+        import zarr  # slow to load: only where there is Zarr
+
         self._store = _open_store(path)
         try:
             group, image = _image(zarr.open_group(self._store, mode="r"))
@@ -106,6 +107,8 @@ class OmeZarrReader:
 
 
 def _open_store(path: Path) -> Any:
+    import zarr
+
     if is_remote(path):
         return zarr.storage.FsspecStore.from_url(str(path), read_only=True)
     if path.is_dir():
@@ -118,6 +121,12 @@ def _open_store(path: Path) -> Any:
     return store
 
 
+def _is(node: Any, kind: str) -> bool:
+    import zarr
+
+    return isinstance(node, getattr(zarr, kind))
+
+
 def _list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
 
@@ -125,7 +134,7 @@ def _list(value: Any) -> list[Any]:
 def _image(root: Any) -> tuple[Any, Mapping[str, Any]]:
     """The group that holds the image and its multiscales metadata. bioformats2raw puts it into the group "0"."""
     for group in (root, root.get("0") if not _multiscales(root) else None):
-        found = _multiscales(group) if isinstance(group, zarr.Group) else []
+        found = _multiscales(group) if _is(group, "Group") else []
         if found and isinstance(found[0], dict):
             return group, found[0]
     raise ValueError("is Zarr, but no OME-Zarr image (no multiscales)")
@@ -149,7 +158,7 @@ def _array(group: Any, dataset: Mapping[str, Any], order: Mapping[str, int]) -> 
     if not name or name.startswith("/") or ".." in PurePosixPath(name).parts:
         raise ValueError(f"names an array outside itself ({name!r})")
     array = group[name]
-    if not isinstance(array, zarr.Array) or array.ndim <= max(order.values()):
+    if not _is(array, "Array") or array.ndim <= max(order.values()):
         raise ValueError(f"{name} is no array of its axes")
     others = [side for axis, side in enumerate(array.shape) if axis not in order.values()]
     if array.dtype != np.uint8 or array.shape[order["c"]] not in (3, 4) or any(side != 1 for side in others):

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import numpy as np
 import tifffile
-import zarr
 from numpy.typing import NDArray
 
 from slidescreen.geometry import Box, Size
@@ -44,6 +43,8 @@ class TifffileReader:
             self._pages = [level.keyframe for level in series.levels]
             self.sizes = tuple(Size(p.imagewidth, p.imagelength) for p in self._pages)
             require_sizes(self.sizes)
+            import zarr  # slow to load: only where it reads
+
             self._arrays = [zarr.open_array(series.aszarr(level=i), mode="r") for i in range(len(series.levels))]
             self._absent = [_absent_tiles(page) for page in self._pages]
             said = read_statements(self._tiff)

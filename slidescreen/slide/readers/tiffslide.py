@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import tiffslide
 from numpy.typing import NDArray
 
 from slidescreen.geometry import Box, Size
@@ -27,6 +26,8 @@ class TiffSlideReader:
         try:
             if self._plain.sparse:
                 raise ValueError("tiles that were never written come out black; use another reader")
+            import tiffslide  # slow to load: only where it is asked for
+
             self._slide = tiffslide.TiffSlide(path)
             found = tuple(Size(int(w), int(h)) for w, h in self._slide.level_dimensions)
             if found != self._plain.sizes:
