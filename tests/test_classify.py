@@ -181,7 +181,7 @@ def test_a_model_with_rejection_scores_each_cell(tmp_path: Path) -> None:
     assert outlier is not None
     assert outlier == pytest.approx([-1, np.sqrt(255 / 32) - 1], abs=1e-5)  # the root of the feature, less the threshold
     cells = [Patch(CELL, image) for image in images]
-    statuses = [c.status for c in screen_cells(classify(cells, classifier), CODES, DifferentialSettings())]
+    statuses = [c.status for c in screen_cells(classify(gather(cells, 8), classifier), CODES, DifferentialSettings())]
     assert statuses == ["typed", "rejected"]
     (folder / REJECTION).write_bytes(b"altered")
     with pytest.raises(ModelError, match="the parameters of rejection were altered or damaged"):

@@ -270,14 +270,21 @@ def lost_table(material: Material, classes: Sequence[str]) -> Table:
     return Table("Leukocytes lost, by source and class", "Refused at the threshold that keeps 99 %.", ("", "lost"), rows)
 
 
-def ties_table(probabilities: Probabilities, labels: NDArray[np.int64], margins: Sequence[float]) -> Table:
-    """How many cells become unsure by their margin, and how often they are wrong."""
+def ties_table(
+    probabilities: Probabilities, labels: NDArray[np.int64], classes: Sequence[str], margins: Sequence[float]
+) -> Table:
+    """How many cells become unsure by their margin, blasts and others, and how often they are wrong."""
+    blast = np.isin(labels, [i for i, code in enumerate(classes) if code in BLAST])
     two = np.sort(probabilities, axis=1)[:, -2:]
     wrong = probabilities.argmax(1) != labels
     rows = []
     for margin in margins:
         unsure = two[:, 1] - two[:, 0] < margin
-        said = [f"{100 * wrong[part].mean():.1f}" if part.any() else "\N{EN DASH}" for part in (unsure, ~unsure)]
-        rows.append((f"{margin:g}", f"{100 * unsure.mean():.1f}", *said))
-    columns = ("lead of the best class below", "unsure, %", "wrong among unsure, %", "wrong among the others, %")
+        doubted = [_percent((int(unsure[part].sum()), int(part.sum()))) for part in (blast, ~blast)]
+        said = [_percent((int(wrong[part].sum()), int(part.sum()))) for part in (unsure, ~unsure)]
+        rows.append((f"{margin:g}", f"{100 * unsure.mean():.1f}", *doubted, *said))
+    columns = (
+        *("lead of the best class below", "unsure, %", "of blasts, %", "of others, %"),
+        *("wrong among unsure, %", "wrong among the rest, %"),
+    )
     return Table("Near-ties", "Unseen images, calibrated probabilities.", columns, tuple(rows))

@@ -197,7 +197,7 @@ def _measured(
     tables = [
         *(sources, judged.recalls(material, p, classes), judged.confusion(material, p, classes), calibration),
         *(judged.rejection_table(material, found), judged.unknown_table(material), judged.lost_table(material, classes)),
-        *(judged.methods_table(material), judged.ties_table(p, material.labels, MARGINS), *turns.tables),
+        *(judged.methods_table(material), judged.ties_table(p, material.labels, classes, MARGINS), *turns.tables),
     ]
     return tables, {k: v for k, v in measured.items() if v == v}
 
