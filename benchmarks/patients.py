@@ -1,6 +1,6 @@
 """The blast fraction that slidescreen reports of a patient's scan, beside that of the human who labelled its cells.
 
-python benchmarks/patients.py --compose MAKE_SLIDE.py --run RUN --fold 1 [--model NAME|DIR] [--cells 64] -o OUT
+python benchmarks/patients.py --compose MAKE_SLIDE.py --run RUN --fold 1 [--model NAME|DIR] [--cells 100] -o OUT
 
 Patients are those of a fold, whom the fold's model has not seen. Of each a scan is composed of images of its labelled cells,
 drawn by lot (MAKE_SLIDE.py patient SCAN.tif --patient NAME --cols N --rows N writes it, and its truth beside it), and screened
@@ -210,7 +210,7 @@ def main() -> int:
     parser.add_argument("--run", type=Path, required=True, help="training run, split by patient")
     parser.add_argument("--fold", type=int, default=1)
     parser.add_argument("--model", default="", help="default: the fold's own")
-    parser.add_argument("--cells", type=int, default=64, help="at most so many labelled cells a scan, a square number")
+    parser.add_argument("--cells", type=int, default=100, help="at most so many labelled cells a scan, a square number")
     parser.add_argument("--seed", type=int, default=0, help="of the lot by which cells are drawn")
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
