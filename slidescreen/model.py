@@ -257,10 +257,10 @@ def write_model(
     network: nn.Module,
     card: Mapping[str, Any],
     rejection: Rejection | None = None,
-    texts: Mapping[str, str] = MappingProxyType({}),
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
-    """A new model folder, whole or not at all: weights, parameters of rejection, `card` with the sha256 of both, and `texts` by
-    file name.
+    """A new model folder, whole or not at all: weights, parameters of rejection, `card` with the sha256 of both, and other
+    `files` by name.
 
     `card` holds every other field of `card.json`. Raises OutputError where the folder is there already or cannot be written.
     """
@@ -277,8 +277,8 @@ def write_model(
                 save_rejection(partial / REJECTION, rejection)
                 (partial / REJECTION).chmod(0o644)
                 whole["rejection"] = {**card["rejection"], "sha256": _sha256(partial / REJECTION)}
-            for name, text in {CARD: json.dumps(whole, indent=1) + "\n", **texts}.items():
-                (partial / name).write_text(text, encoding="utf-8")
+            for name, content in {CARD: (json.dumps(whole, indent=1) + "\n").encode(), **files}.items():
+                (partial / name).write_bytes(content)
             load_card(partial)
     except SafetensorError as error:
         raise OutputError(f"{folder}: cannot be written ({error}); choose another folder with -o") from error

@@ -50,7 +50,9 @@ class StandIn:
     """A classifier that costs nothing: the darker the middle of a patch, the surer a myeloblast, else a lymphocyte."""
 
     def __init__(self, batch_size: int = 4) -> None:
-        self.card: ModelCard = replace(load_card(find_model(DEFAULT_MODEL)), name="stand-in", sha256="0" * 64)
+        self.card: ModelCard = replace(
+            load_card(find_model(DEFAULT_MODEL)), name="stand-in", sha256="0" * 64, temperature=1.0, rejection=None
+        )
         self.device = "cpu"
         self.told = "cpu, stand-in"
         self.batch_size = batch_size

@@ -126,15 +126,15 @@ class Corner:
 
 
 def judging_model(folder: Path, **card: object) -> Path:
-    """The default model's folder with another card."""
+    """The default model, neither calibrated nor with rejection but for what `card` says."""
     shutil.copytree(find_model(DEFAULT_MODEL), folder)
-    told = json.loads((folder / CARD).read_text())
+    told = {k: v for k, v in json.loads((folder / CARD).read_text()).items() if k not in ("calibration", "rejection")}
     (folder / CARD).write_text(json.dumps(told | card))
     return folder
 
 
 def test_probabilities_are_calibrated_by_the_card(tmp_path: Path) -> None:
-    plain = Classifier(find_model(DEFAULT_MODEL), Corner())
+    plain = Classifier(judging_model(tmp_path / "p"), Corner())
     warm = Classifier(judging_model(tmp_path / "m", calibration={"temperature": 2.0}), Corner())
     images = some_patches(3)
     logits = Corner().run(images).logits
@@ -145,11 +145,12 @@ def test_probabilities_are_calibrated_by_the_card(tmp_path: Path) -> None:
     assert warm.card.sha256 == plain.card.sha256
 
 
-def test_eight_orientations_are_averaged_and_do_not_hang_on_how_the_cell_lies() -> None:
+def test_eight_orientations_are_averaged_and_do_not_hang_on_how_the_cell_lies(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     images = rng.integers(0, 256, (3, 400, 400, 3)).astype(np.uint8)
     images[:, :200] //= 2
-    one, eight = (Classifier(find_model(DEFAULT_MODEL), Corner(), tta) for tta in (1, 8))
+    folder = judging_model(tmp_path / "m")
+    one, eight = (Classifier(folder, Corner(), tta) for tta in (1, 8))
     assert one.judge(images).agreement is None
     found = eight.judge(images)
     assert found.probabilities == pytest.approx(np.mean([one.probabilities(turned(images, k)) for k in range(8)], axis=0))

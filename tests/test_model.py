@@ -123,6 +123,8 @@ def test_preparation_obeys_the_card() -> None:
 
 
 def test_the_identity_of_a_model_is_all_on_which_its_answers_depend(model: Path) -> None:
+    change_card(model, calibration={"temperature": 1.0}, rejection={"sha256": "0", "threshold": 0.0})
+    change_card(model, rejection=None)
     plain = load_card(model)
     change_card(model, measured={"blast AUC": 0.5}, limits="none")
     assert load_card(model).identity == plain.identity

@@ -71,7 +71,10 @@ def released(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     evidence = out.parent / "controls.json"
     evidence.write_text(json.dumps({"conditions": {"cell only": {"blast AUC": {"value": 0.9, "ci95": [0.8, 1.0]}}}}))
     arguments = ["train", "release", str(run), "--data", str(data), "-o", str(out), "--turned", "8", "--device", "cpu"]
-    done = CliRunner().invoke(app, [*arguments, "--evidence", str(evidence)], catch_exceptions=False)
+    Image.fromarray(paint_cell("MYO", 0, 20)).save(out.parent / "patients.png")
+    done = CliRunner().invoke(
+        app, [*arguments, "--evidence", str(evidence), "--evidence", str(out.parent / "patients.png")], catch_exceptions=False
+    )
     assert done.exit_code == 0, done.output
     assert "balanced accuracy" in done.output
     return out
@@ -79,8 +82,9 @@ def released(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_what_a_release_holds(released: Path, run: Path) -> None:
     names = {path.name for path in released.iterdir()}
-    assert names == {"card.json", "weights.safetensors", "rejection.safetensors", "recipe.toml", "split.csv", "README.md"}
-    assert {path.name for path in released.parent.iterdir()} == {"painted-1", "controls.json"}
+    written = {"card.json", "weights.safetensors", "rejection.safetensors", "recipe.toml", "split.csv", "README.md"}
+    assert names == written | {"patients.png"}
+    assert {path.name for path in released.parent.iterdir()} == {"painted-1", "controls.json", "patients.png"}
     card = json.loads((released / CARD).read_text())
     with (run / "folds.csv").open(newline="") as file:
         unseen = [row for row in csv.DictReader(file) if row["fold"] == "1"]
@@ -93,7 +97,15 @@ def test_what_a_release_holds(released: Path, run: Path) -> None:
     assert "TXL-PBC" not in card["licence"]
     assert "CC BY 3.0" in card["licence"]
     readme = (released / "README.md").read_text()
-    for words in ("0.900 (0.800-1.000)", "| lmu |", "Scores compared", "`--tta 8`", "recipe.toml", card["licence"]):
+    for words in (
+        "0.900 (0.800-1.000)",
+        "| lmu |",
+        "Scores compared",
+        "`--tta 8`",
+        "recipe.toml",
+        "![patients.png](patients.png)",
+        card["licence"],
+    ):
         assert words in readme
 
 

@@ -101,7 +101,8 @@ def train_release(
         Path | None, typer.Option("--fields", help="Folder with fields.csv: red cells, ground, cells of other cameras.")
     ] = None,
     evidence: Annotated[
-        list[Path] | None, typer.Option("--evidence", help="JSON that a benchmark wrote, for card and README; may be repeated.")
+        list[Path] | None,
+        typer.Option("--evidence", help="JSON or picture of a benchmark, for card and README; may be repeated."),
     ] = None,
     float32: Annotated[bool, typer.Option("--float32", help="Weights in float32, twice as large.")] = False,
     turned: Annotated[int, typer.Option("--turned", min=1, help="Unseen images to look at in eight orientations.")] = 600,

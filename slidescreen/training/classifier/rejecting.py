@@ -38,9 +38,9 @@ NEIGHBOUR: Final = 10
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
     """What rejection is fitted on. `known`: leukocytes of the network's training, `labels` (n,) their classes. `unseen`:
-    leukocytes that it has not learned from, by which scales are set. `others`: leukocytes of other cameras, of unknown class,
-    without which a stranger would be told by the ground it lies on. `strangers`: what is no leukocyte, by kind; a kind weighs
-    as the root of its number, and all of them as much as the leukocytes."""
+    leukocytes that it has not learned from, by which scales are set and nothing else. `others`: leukocytes of other cameras,
+    of unknown class, without which a stranger would be told by the ground it lies on. `strangers`: what is no leukocyte, by
+    kind; a kind weighs as the root of its number, and all of them as much as the leukocytes."""
 
     known: Outputs
     labels: NDArray[np.int64]
@@ -52,7 +52,7 @@ class Lesson:
 def fit_rejection(lesson: Lesson) -> Rejection:
     """The score that is used, see `rejection`."""
     known, labels = lesson.known, lesson.labels
-    rooted = roots(np.concatenate([known.features, lesson.unseen.features, lesson.others.features]))
+    rooted = roots(np.concatenate([known.features, lesson.others.features]))
     weight = _logistic(rooted, [roots(s.features) for s in lesson.strangers.values() if len(s.features)])
     mean, basis = _subspace(unit(_balanced(roots(known.features), labels)), SUBSPACE)
     unseen = roots(lesson.unseen.features)

@@ -40,13 +40,15 @@ log = logging.getLogger(__name__)
 
 RECIPE: Final = "recipe.toml"
 SPLIT: Final = "split.csv"
+PICTURES: Final = frozenset({".png", ".svg"})
 MARGINS: Final = (0.02, 0.05, 0.1, 0.2)
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseSettings:
     """`fold` of the run is released. `fields`: folder of labelled fields, for red cells, ground and other cameras. `half`:
-    weights in float16. `evidence`: JSON files of benchmarks. `turned`: unseen images to look at in eight orientations."""
+    weights in float16. `evidence`: JSON files and pictures of benchmarks. `turned`: unseen images to look at in eight
+    orientations."""
 
     out: Path
     fold: int
@@ -66,7 +68,8 @@ def release(run: Path, settings: ReleaseSettings) -> Path:
     """
     if settings.out.exists():
         raise UsageError(f"{settings.out}: is there already; choose another folder with -o, or remove it")
-    evidence = {path.stem: read_evidence(path) for path in settings.evidence}
+    evidence = {path.stem: read_evidence(path) for path in settings.evidence if path.suffix not in PICTURES}
+    pictures = {path.name: _read(path) for path in settings.evidence if path.suffix in PICTURES}
     chosen = _choose(run, settings)
     if settings.half:
         chosen.network.half()
@@ -89,9 +92,10 @@ def release(run: Path, settings: ReleaseSettings) -> Path:
     texts = {
         RECIPE: recipe_toml(chosen.recipe),
         SPLIT: "file,fold\n" + "".join(f"{file},{fold}\n" for file, fold in sorted(chosen.fold_of.items())),
-        README: describe(whole, shown, settings.half),
+        README: describe(whole, shown, settings.half, list(pictures)),
     }
-    write_model(settings.out, chosen.network, whole, fitted.rejection, texts)
+    files = {name: text.encode() for name, text in texts.items()} | pictures
+    write_model(settings.out, chosen.network, whole, fitted.rejection, files)
     shutil.rmtree(cache, ignore_errors=True)
     return settings.out
 
@@ -222,6 +226,13 @@ def _folds(run: Path, images: Sequence[LabelledImage]) -> dict[str, int]:
     if usable != set(fold_of):
         raise UsageError(f"{run}: was trained on other images than those given with --data; give the same")
     return fold_of
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--evidence {path}: cannot be read ({error.strerror}); check the path") from error
 
 
 def _calibration(fitted: judged.Fitted, measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def licence_of(sources: Collection[str], fields: bool) -> str:
     return f"Weights: research use. Data: {'; '.join([*known, *rest, *([FIELDS] if fields else [])])}."
 
 
-def describe(card: Mapping[str, Any], tables: Sequence[Table], half: bool) -> str:
-    """The README as Markdown; `card` as it is written, `tables` in order."""
+def describe(card: Mapping[str, Any], tables: Sequence[Table], half: bool, pictures: Sequence[str] = ()) -> str:
+    """The README as Markdown; `card` as it is written, `tables` in order, `pictures` as file names beside it."""
     training, calibration, rejection = card["training"], card["calibration"], card["rejection"]
     recipe = training["recipe"]
     kinds = ", ".join(rejection["fitted_on"]) or "no strangers"
@@ -83,7 +83,7 @@ def describe(card: Mapping[str, Any], tables: Sequence[Table], half: bool) -> st
         "",
         "## What was measured",
         "",
-        "\n\n".join(table.markdown() for table in tables),
+        "\n\n".join([*(table.markdown() for table in tables), *(f"![{name}]({name})" for name in pictures)]),
         "",
     ]
     return "\n".join(lines)
