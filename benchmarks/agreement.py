@@ -15,6 +15,7 @@ import json
 import platform
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -112,6 +113,8 @@ def compare(
             began = time.perf_counter()
             found[name].append(softmax(engine.run(some).logits))
             seconds[name] += time.perf_counter() - began
+        if start % (8 * AT_ONCE) == 0:
+            print(f"{start + len(some)} of {len(rows)}", file=sys.stderr, flush=True)
     p = {name: np.concatenate(parts) for name, parts in found.items()}
     classes = load_card(model).classes
     return [

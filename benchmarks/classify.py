@@ -3,8 +3,8 @@
     python benchmarks/classify.py [--input-px 400] [--cells 48] [--rounds 3] [--engines ...] [--json classify.json]
 
 Patches are painted cells; speed does not depend on what they show. Contestants take turns, so that other load on the machine
-meets all alike; medians are told. With `--device cuda` (`--engines "torch bfloat16" "torch float32"`) it also tells the share of
-the GPU's matrix throughput, measured in the same run.
+meets all alike; medians are told. With `--device cuda` (`--engines "torch bfloat16" "torch float32"`) it also tells the share
+of the GPU's matrix throughput, measured in the same run.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ from slidescreen.classify import ClassifySettings, choose_device, load_classifie
 from slidescreen.demo import write_pyramid
 from slidescreen.detect import DetectSettings
 from slidescreen.detector_card import DEFAULT_DETECTOR, load_detector_card
-from slidescreen.engines import ENGINES, open_engine
-from slidescreen.engines.choose import choose_engine
+from slidescreen.engines import ENGINES
+from slidescreen.engines.choose import choose_engine, require_engine
+from slidescreen.engines.settings import EngineName
 from slidescreen.errors import UsageError
 from slidescreen.geometry import Box
 from slidescreen.model import DEFAULT_MODEL, find_model
@@ -92,14 +93,14 @@ def _device() -> str:
     return f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
 
 
-def _engine(name: str) -> str:
-    """Whether an engine is usable; one that is not is no fault."""
+def _engine(name: EngineName) -> str:
+    """Whether an engine is usable here; one that is not is no fault."""
+    device = choose_device("auto")
     try:
-        open_engine(find_model(DEFAULT_MODEL), ClassifySettings(engine=name))  # type: ignore[arg-type]
+        require_engine(name, device)
     except UsageError as error:
-        return f"not usable: {error}"
-    chosen = choose_engine(ClassifySettings(), choose_device("auto"))
-    return "usable, taken by auto" if name == chosen else "usable"
+        return f"not usable here ({error})"
+    return "usable, what auto takes" if name == choose_engine(ClassifySettings(), device) else "usable"
 
 
 def _detector() -> str:

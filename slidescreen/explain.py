@@ -90,8 +90,10 @@ def explain_top(
 
 
 def batch_size(classifier: Differentiable) -> int:
-    """Patches at once: what is kept for the gradient takes some 0.1 GB each at 192 px."""
-    return CUDA_BATCH if classifier.device.startswith("cuda") else CPU_BATCH
+    """Patches at once: what is kept for the gradient takes some 0.1 GB each at 192 px, and grows with the area."""
+    if classifier.device.startswith("cuda"):
+        return CUDA_BATCH
+    return max(1, min(CPU_BATCH, CPU_BATCH * 192**2 // classifier.card.input_px**2))
 
 
 def explain(patches: NDArray[np.uint8], classifier: Differentiable, settings: ExplainSettings) -> NDArray[np.float32]:

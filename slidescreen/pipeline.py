@@ -31,7 +31,7 @@ from slidescreen.taxonomy import BLAST
 VERSION: Final = version("slidescreen")
 CELLS_AHEAD: Final = 512
 BATCHES_AHEAD: Final = 1
-"""One batch is typed, one waits, one is gathered: with 16 patches each 23 MB, on a GPU, with 256, 370 MB."""
+"""One batch is typed, one waits, one is gathered: with 16 patches each 23 MB, on a GPU, with 512, 740 MB."""
 
 MANY_REFUSED: Final = 0.1
 """Share of the cells that the model refuses from which on a reader must know ..."""

@@ -22,6 +22,7 @@ from slidescreen.records import RgbImage
 from slidescreen.slide import read_image
 from slidescreen.training.classifier.cutouts import GROUND, PLATELET, RED_CELL, cut_leukocytes, cut_strangers
 from slidescreen.training.classifier.fit import Step
+from slidescreen.training.classifier.folds import split_images
 from slidescreen.training.classifier.images import list_images
 from slidescreen.training.classifier.judged import balanced_accuracy
 from slidescreen.training.classifier.recipe import Recipe, load_recipe, recipe_toml
@@ -80,7 +81,7 @@ def released(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def test_what_a_release_holds(released: Path, run: Path) -> None:
+def test_what_a_release_holds(released: Path, run: Path, data: Path) -> None:
     names = {path.name for path in released.iterdir()}
     written = {"card.json", "weights.safetensors", "rejection.safetensors", "recipe.toml", "split.csv", "README.md"}
     assert names == written | {"patients.png"}
@@ -96,6 +97,9 @@ def test_what_a_release_holds(released: Path, run: Path) -> None:
     assert len(card["data"]["cells_csv_sha256"]) == 64
     assert "TXL-PBC" not in card["licence"]
     assert "CC BY 3.0" in card["licence"]
+    images = usable_images(list_images(data))
+    again = split_images(images, str(released / "split.csv"), 2, 0)
+    assert sorted(images[i].file for i in again.test(1)) == sorted(row["file"] for row in unseen)
     readme = (released / "README.md").read_text()
     for words in (
         "0.900 (0.800-1.000)",

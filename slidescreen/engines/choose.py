@@ -42,6 +42,23 @@ def choose_engine(settings: ClassifySettings, device: str) -> EngineName:
     return name
 
 
+def require_engine(name: EngineName, device: str) -> None:
+    """Raise UsageError where an engine cannot run on a device, or lacks a package."""
+    choose_engine(ClassifySettings(engine=name), device)
+    if name == "openvino":
+        from slidescreen.engines.openvino_engine import import_openvino
+
+        import_openvino()
+    elif name == "onnxruntime":
+        from slidescreen.engines.onnx_engine import NEEDED, require
+
+        require(NEEDED, "--engine onnxruntime", "onnx")
+    elif name == "tensorrt":
+        from slidescreen.engines.tensorrt_engine import require_tensorrt
+
+        require_tensorrt(device)
+
+
 def open_engine(folder: Path, settings: ClassifySettings, threads: int = 0) -> Engine:
     """The engine for the model in `folder`, on one device or shared out between several. `threads`: processor cores that it may
     use; 0 for all that the process has. Raises ModelError, and UsageError for what is not there."""

@@ -19,13 +19,18 @@ from slidescreen.records import PATCH_PX
 SHAPE: Final = 128
 
 
+def require_tensorrt(device: str) -> None:
+    """Raise UsageError where there is no GPU or a package is missing."""
+    if not device.startswith("cuda"):
+        raise UsageError("--engine tensorrt: needs an NVIDIA GPU; use --engine auto")
+    require(("tensorrt", "onnx", "onnxscript"), "--engine tensorrt", "tensorrt")
+
+
 class TensorRtEngine:
     """See `Engine`. Batches of one shape, filled up; bfloat16 unless float32 is asked for."""
 
     def __init__(self, folder: Path, card: ModelCard, device: str, settings: ClassifySettings) -> None:
-        if not device.startswith("cuda"):
-            raise UsageError("--engine tensorrt: needs an NVIDIA GPU; use --engine auto")
-        require(("tensorrt", "onnx", "onnxscript"), "--engine tensorrt", "tensorrt")
+        require_tensorrt(device)
         import tensorrt
         import torch
 

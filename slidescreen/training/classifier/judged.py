@@ -30,7 +30,9 @@ KEPT: Final = (0.99, 0.98)
 """Shares of the leukocytes that are kept: as the threshold is set, and as compared with others' work."""
 FIELDS: Final = ("red cells", "empty ground", "platelets of fields")
 LEAST: Final = 5
-"""Unseen images of a class for its recall to count in balanced accuracy by source."""
+"""Unseen images of a class for its recall to count in balanced accuracy by source ..."""
+MANY: Final = 30
+"""... and in that of the frequent classes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,10 +117,15 @@ def by_source(material: Material, probabilities: Probabilities, classes: Sequenc
         m = measure(images, material.labels[own], probabilities[own], classes, LEAST)
         whole = whole or m
         patients = len({image.patient for image in images} - {""})
-        limits = [number(v[0], 3, v[1]) for v in (m.balanced, m.blast, m.atypical)]
-        rows.append((name or "unnamed", str(m.images), str(patients) if patients else "unknown", number(m.accuracy), *limits))
+        frequent = balanced_accuracy(material.labels[own], probabilities[own].argmax(1), np.ones((1, m.images)), MANY)[0]
+        numbers = [number(m.accuracy), number(m.balanced[0], 3, m.balanced[1]), number(float(frequent))]
+        aucs = [number(v[0], 3, v[1]) for v in (m.blast, m.atypical)]
+        rows.append((name or "unnamed", str(m.images), str(patients) if patients else "unknown", *numbers, *aucs))
     assert whole is not None
-    columns = ("source", "images", "patients", "accuracy", "balanced accuracy", "blast AUC", "atypical AUC")
+    columns = (
+        *("source", "images", "patients", "accuracy", "balanced accuracy", f"of classes with {MANY} images"),
+        *("blast AUC", "atypical AUC"),
+    )
     note = (
         "Images that the network has not learned from. In brackets 95 % intervals: 1,000 resamples of whole patients, single "
         f"images where no patient is known. Balanced accuracy is over the classes with at least {LEAST} images in the source."

@@ -26,7 +26,7 @@ from slidescreen.training.classifier.images import LabelledImage
 from slidescreen.training.classifier.outputs import Looks, cut
 from slidescreen.training.classifier.rejecting import Lesson
 
-KNOWN: Final = 3000
+KNOWN: Final = 2000
 """Images of the training that rejection is fitted on, at most."""
 BLURRED: Final = 400
 """Unseen images that are put out of focus, at most."""

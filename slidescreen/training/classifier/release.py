@@ -91,7 +91,7 @@ def release(run: Path, settings: ReleaseSettings) -> Path:
     shown = [*tables, *(table for stem, found in evidence.items() for table in tables_of(stem, found))]
     texts = {
         RECIPE: recipe_toml(chosen.recipe),
-        SPLIT: "file,fold\n" + "".join(f"{file},{fold}\n" for file, fold in sorted(chosen.fold_of.items())),
+        SPLIT: "file,fold\n" + "".join(f"{file},{fold}\n" for file, fold in sorted(chosen.fold_of.items()) if fold),
         README: describe(whole, shown, settings.half, list(pictures)),
     }
     files = {name: text.encode() for name, text in texts.items()} | pictures
@@ -182,8 +182,7 @@ def _measured(
     before, after, calibration = judged.calibration_table(material, p)
     found = judged.verdicts(material, OURS)
     rows = np.random.default_rng(0).permutation(len(material.images))[:turned]
-    images = [material.images[i] for i in rows.tolist()]
-    turns = measure_turns(looks, images, material.labels[rows], fitted.temperature, classes)
+    turns = measure_turns(looks, material, rows, fitted.temperature, classes)
     label = [found.by_kind[kind][0] for kind in judged.strangers_of(material)]
     refused, strangers = (sum(n) for n in zip(*label, strict=True)) if label else (0, 0)
     measured: dict[str, float | str] = {

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidescreen.classify import softmax
-from slidescreen.training.classifier.images import LabelledImage
 from slidescreen.training.classifier.judged import measure
+from slidescreen.training.classifier.material import Material, chosen
 from slidescreen.training.classifier.outputs import Looks, cut
 from slidescreen.training.classifier.tables import Table, number
 
@@ -28,23 +28,26 @@ class Turned:
 
 
 def measure_turns(
-    looks: Looks, images: Sequence[LabelledImage], labels: NDArray[np.int64], temperature: float, classes: Sequence[str]
+    looks: Looks, material: Material, rows: NDArray[np.int64], temperature: float, classes: Sequence[str]
 ) -> Turned:
-    """Look at unseen images, (n,) labels, in all eight orientations; 1 and 8 are compared on the same images."""
+    """Look at some unseen images, `rows` of them, in all eight orientations; 1 and 8 are compared on the same images."""
+    images, labels = [material.images[i] for i in rows.tolist()], material.labels[rows]
     names = [image.file for image in images]
     began = time.monotonic()
-    every = [softmax(looks.at("turned", names, cut(images), k).logits / np.float32(temperature)) for k in range(8)]
+    turned = [looks.at("turned", names, cut(images), k).logits for k in range(1, 8)]
     seconds = time.monotonic() - began
+    upright = chosen(material.unseen.outputs, rows).logits
+    every = [softmax(logits / np.float32(temperature)) for logits in (upright, *turned)]
     mean = np.asarray(np.mean(every, axis=0), np.float32)
     one, eight = (measure(images, labels, p, classes) for p in (every[0], mean))
-    rows = [
+    lines = [
         (f"{n}", number(m.accuracy), *(number(v[0], 3, v[1]) for v in (m.balanced, m.blast, m.atypical)))
         for n, m in ((1, one), (8, eight))
     ]
     columns = ("orientations", "accuracy", "balanced accuracy", "blast AUC", "atypical AUC")
     note = f"{len(images)} unseen images. Eight cost eight times the network's time."
-    log_s = f" Here they took {seconds:.0f} s." if seconds > 1 else ""
-    gain = Table("Eight orientations (`--tta 8`)", note + log_s, columns, tuple(rows))
+    log_s = f" The seven more took {1000 * seconds / 7 / len(images):.0f} ms an image each." if seconds > 1 else ""
+    gain = Table("Eight orientations (`--tta 8`)", note + log_s, columns, tuple(lines))
     return Turned((gain, _agreement(every, mean, labels)), eight.balanced[0] - one.balanced[0], eight.blast[0] - one.blast[0])
 
 
