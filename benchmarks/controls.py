@@ -1,6 +1,6 @@
 """Does the model look at the cell? The same unseen images whole, without the cell, and with nothing but the cell.
 
-python benchmarks/controls.py --data CELLS --run RUN --fold 1 [--model NAME|DIR] [--per-source 300] [-o controls.json]
+python benchmarks/controls.py --data CELLS --run RUN --fold 1 [--model NAME|DIR] [--per-source 400] [-o controls.json]
 python benchmarks/controls.py --data CELLS --images UNSEEN.csv --model NAME|DIR
 
 Images are those of a fold that a training run tested, or those in the column `file` of a CSV file: none that the model
@@ -326,7 +326,7 @@ def main() -> None:
     unseen.add_argument("--images", type=Path, help="CSV file with the column file")
     parser.add_argument("--fold", type=int, default=1)
     parser.add_argument("--model", default="", help="default: the fold's own, or the default model")
-    parser.add_argument("--per-source", type=int, default=300, help="at most so many images of a source, drawn by lot")
+    parser.add_argument("--per-source", type=int, default=400, help="at most so many images of a source, drawn by lot")
     parser.add_argument("-o", "--out", type=Path)
     options = parser.parse_args()
     found = run_controls(options)

@@ -1,6 +1,6 @@
 """The blast fraction that slidescreen reports of a patient's scan, beside that of the human who labelled its cells.
 
-python benchmarks/patients.py --compose MAKE_SLIDE.py --run RUN --fold 1 [--model NAME|DIR] [--cells 64] -o OUT
+python benchmarks/patients.py --compose MAKE_SLIDE.py --run RUN --fold 1 [--model NAME|DIR] [--cells 100] -o OUT
 
 Patients are those of a fold, whom the fold's model has not seen. Of each a scan is composed of images of its labelled cells,
 drawn by lot (MAKE_SLIDE.py patient SCAN.tif --patient NAME --cols N --rows N writes it, and its truth beside it), and screened
@@ -62,9 +62,15 @@ def patients_of(run: Path, folds: Sequence[int]) -> dict[str, int]:
     return {name: names.count(name) for name in sorted(set(names))}
 
 
+def place(options: argparse.Namespace) -> Path:
+    """Where scans composed in this way lie, and below it their results."""
+    folder: Path = options.out / f"scans-{options.cells}-{options.seed}"
+    return folder
+
+
 def compose(name: str, images: int, options: argparse.Namespace) -> Path:
     """The patient's scan, which may be there already."""
-    scan: Path = options.out / "scans" / f"{name}.tif"
+    scan = place(options) / f"{name}.tif"
     if not scan.with_suffix(".json").is_file():  # written last
         side = max(1, math.isqrt(min(images, options.cells)))
         shape = ["--cols", str(side), "--rows", str(side), "--seed", str(options.seed)]
@@ -76,7 +82,7 @@ def compose(name: str, images: int, options: argparse.Namespace) -> Path:
 
 def screen(scans: Sequence[Path], model: str, out: Path) -> None:
     """Screen them as a user would; what is current is skipped."""
-    settings = out / "scans" / "settings.toml"
+    settings = out / "settings.toml"
     settings.write_text(SETTINGS)
     command = [sys.executable, "-m", "slidescreen", "run", *map(str, scans), "-o", str(out / "results"), "--model", model]
     with (out / "screening.log").open("a") as log:
@@ -204,16 +210,17 @@ def main() -> int:
     parser.add_argument("--run", type=Path, required=True, help="training run, split by patient")
     parser.add_argument("--fold", type=int, default=1)
     parser.add_argument("--model", default="", help="default: the fold's own")
-    parser.add_argument("--cells", type=int, default=64, help="at most so many labelled cells a scan, a square number")
+    parser.add_argument("--cells", type=int, default=100, help="at most so many labelled cells a scan, a square number")
     parser.add_argument("--seed", type=int, default=0, help="of the lot by which cells are drawn")
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
     folder = find_model(options.model or str(options.run / f"fold-{options.fold}" / "model"))
     card = load_card(folder)
-    (options.out / "scans").mkdir(parents=True, exist_ok=True)
+    work = place(options)
+    work.mkdir(parents=True, exist_ok=True)
     scans = [compose(name, images, options) for name, images in patients_of(options.run, [options.fold]).items()]
-    screen(scans, str(folder), options.out)
-    done = {scan: result_of(scan, card.sha256, options.out / "results") for scan in scans}
+    screen(scans, str(folder), work)
+    done = {scan: result_of(scan, card.sha256, work / "results") for scan in scans}
     failed = [scan.stem for scan, result in done.items() if result is None]
     patients = [compare(scan, result) for scan, result in done.items() if result is not None]
     usable = [p for p in patients if p.human[1] and p.reported[1] and p.labelled[1]]
@@ -234,7 +241,7 @@ def main() -> int:
     (options.out / "patients.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     print("\n".join(table(patients, results)))
     if failed:
-        print(f"failed: {', '.join(failed)}; see {options.out / 'screening.log'}")
+        print(f"failed: {', '.join(failed)}; see {work / 'screening.log'}")
     return 1 if failed else 0
 
 

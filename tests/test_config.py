@@ -65,7 +65,6 @@ def test_results_do_not_depend_on_device_and_batch() -> None:
         "reading",
         "scale",
         "monolayer",
-        "classify",
         "detect",
         "differential",
         "explain",

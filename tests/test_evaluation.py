@@ -421,6 +421,7 @@ def test_the_command(run_dir: Path, tmp_path: Path) -> None:
     assert re.search(
         r"446 images, 5 folds: balanced accuracy 0\.\d{3}, blast AUC 0\.\d{3}, atypical AUC 0\.\d{3} -> ", done.stdout
     )
+    assert re.search(r"munich: \d+ images, balanced accuracy 0\.\d{3} \(0\.\d{3}.0\.\d{3}\), blast AUC 0", done.stdout)
     assert "Split by image" in done.stderr and "left out" in done.stderr
     done = subprocess.run([*command, tmp_path / "none.csv", "-o", tmp_path / "x"], capture_output=True, text=True, timeout=280)
     assert done.returncode == 2 and "no such file or folder" in done.stderr and "Traceback" not in done.stderr

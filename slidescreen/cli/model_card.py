@@ -151,11 +151,9 @@ def _listed(values: Sequence[Mapping[Any, Any]]) -> RenderableType:
     parts: list[RenderableType] = []
     for table in values:
         rows = [row if isinstance(row, list) else [row] for row in table["rows"]]
-        parts += [
-            Text(plain(table.get("title", "")), style="italic"),
-            Text(plain(table.get("note", ""))),
-            _grid(table["columns"], rows),
-        ]
+        parts.append(Text(plain(table.get("title", "")), style="italic"))
+        parts += [Text(plain(table["note"]))] if table.get("note") else []
+        parts.append(_grid(table["columns"], rows))
     return Group(*parts)
 
 

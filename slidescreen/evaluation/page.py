@@ -266,16 +266,17 @@ def _source(found: SourceResult) -> SourceRow:
         images=found.images,
         patients=str(found.patients or DASH),
         classes=found.classes,
-        balanced_accuracy=_with_interval(found.balanced_accuracy),
-        frequent=f"{_with_interval(found.frequent_balanced_accuracy)} of {often}" if often else DASH,
-        blast_auc=_with_interval(found.blast_auc),
-        atypical_auc=_with_interval(found.atypical_auc),
+        balanced_accuracy=with_interval(found.balanced_accuracy),
+        frequent=f"{with_interval(found.frequent_balanced_accuracy)} of {often}" if often else DASH,
+        blast_auc=with_interval(found.blast_auc),
+        atypical_auc=with_interval(found.atypical_auc),
         gold=f"{100 * found.blasts_gold / found.images:.1f} %",
         network=f"{100 * found.blasts_network / found.images:.1f} %",
     )
 
 
-def _with_interval(estimate: Estimate) -> str:
+def with_interval(estimate: Estimate) -> str:
+    """ "0.902 (0.822–0.959)", the value alone where there is no interval."""
     value = wording.number(estimate.value, 3)
     return f"{value} ({span(estimate.ci95, 3)})" if estimate.ci95 else value
 
