@@ -66,6 +66,7 @@ def test_results_do_not_depend_on_device_and_batch() -> None:
         "scale",
         "monolayer",
         "detect",
+        "classify",
         "differential",
         "explain",
         "detector",
