@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -21,7 +22,7 @@ from slidescreen.taxonomy import ATYPICAL, BLAST
 from slidescreen.training.classifier.calibrate import cross_calibrated, ece, fit_temperature
 from slidescreen.training.classifier.images import LabelledImage
 from slidescreen.training.classifier.material import Group, Material
-from slidescreen.training.classifier.rejecting import METHODS, OURS, Score, fit_rejection, threshold_of
+from slidescreen.training.classifier.rejecting import METHODS, OURS, Lesson, Score, fit_rejection, threshold_of
 from slidescreen.training.classifier.tables import Table, number, share
 
 Floats = NDArray[np.float64]
@@ -169,6 +170,12 @@ def calibration_table(material: Material, probabilities: Probabilities) -> tuple
     return *first, table
 
 
+@lru_cache(maxsize=8)
+def _lesson(material: Material, half: int, without: tuple[str, ...] = ()) -> Lesson:
+    """The same lesson for the same half, so that what is fitted on it is fitted once."""
+    return material.lesson(half, without)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdicts:
     """What a score refused: (refused, of) at each threshold of `KEPT`, by kind."""
@@ -188,7 +195,7 @@ def verdicts(material: Material, method: str, halves: Sequence[int] = (0, 1), wi
         totals[kind] = totals.get(kind, np.zeros((len(KEPT), 2), np.int64)) + np.array(counts)
 
     for half in halves:
-        score = METHODS[method](material.lesson(half, without))
+        score = METHODS[method](_lesson(material, half, tuple(without)))
         own = score(material.unseen.part(half))
         thresholds = np.array([threshold_of(own, kept) for kept in KEPT])
         add("", score, material.unseen, 1 - half, thresholds)
@@ -267,7 +274,7 @@ def lost_table(material: Material, classes: Sequence[str]) -> Table:
     refused = np.zeros(len(material.labels), bool)
     for fit, rest in material.unseen.halves.both():
         half = int(material.unseen.halves.second[fit][0])
-        score = METHODS[OURS](material.lesson(half))
+        score = METHODS[OURS](_lesson(material, half))
         threshold = threshold_of(score(material.unseen.part(half)))
         refused[rest] = score(material.unseen.part(1 - half)) > threshold
     sources = np.array([image.source for image in material.images])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -49,8 +49,9 @@ class Lesson:
     strangers: Mapping[str, Outputs]
 
 
+@lru_cache(maxsize=8)
 def fit_rejection(lesson: Lesson) -> Rejection:
-    """The score that is used, see `rejection`."""
+    """The score that is used, see `rejection`. The last few are remembered: parts of it are compared with the whole."""
     known, labels = lesson.known, lesson.labels
     rooted = roots(np.concatenate([known.features, lesson.others.features]))
     weight = _logistic(rooted, [roots(s.features) for s in lesson.strangers.values() if len(s.features)])
@@ -112,7 +113,7 @@ def _logistic_only(lesson: Lesson) -> Score:
 
 
 def _distance_only(lesson: Lesson) -> Score:
-    fitted = fit_rejection(dataclasses.replace(lesson, strangers={}))
+    fitted = fit_rejection(lesson)
     return lambda outputs: distance(unit(roots(outputs.features)), fitted.mean, fitted.basis)
 
 
