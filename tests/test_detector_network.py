@@ -12,15 +12,8 @@ import torch
 
 from slidescreen.demo import PaintedCell, paint_smear
 from slidescreen.detect import LATTICE_PX, Body, DetectSettings
-from slidescreen.detector_model import (
-    DEFAULT_DETECTOR,
-    KINDS,
-    LeukocyteNet,
-    flops_per_px,
-    load_detector_card,
-    load_detector_network,
-    split_maps,
-)
+from slidescreen.detector_card import DEFAULT_DETECTOR, load_detector_card
+from slidescreen.detector_model import KINDS, LeukocyteNet, flops_per_px, load_detector_network, split_maps
 from slidescreen.detector_network import NetworkDetector, load_detector, refusal
 from slidescreen.errors import ModelError
 from slidescreen.geometry import Box, Point, Size
