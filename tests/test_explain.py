@@ -58,7 +58,7 @@ def plant(code: str, x: int, y: int, seed: int) -> tuple[NDArray[np.uint8], NDAr
 
 @pytest.fixture(scope="module")
 def real() -> Classifier:
-    return load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu"))
+    return load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu", engine="torch"))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def shares(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[np.fl
 
 def unlearned(real: Classifier) -> Classifier:
     """The same network with the values of every weight tensor shuffled."""
-    other = load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu"))
+    other = load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu", engine="torch"))
     generator = torch.Generator().manual_seed(0)
     for parameter in other.network.parameters():
         if parameter.ndim > 1:

@@ -72,7 +72,7 @@ def test_predictions_are_what_the_stored_model_says(run: Path, data: Path) -> No
     from slidescreen.patches import patch_of_image
     from slidescreen.slide import read_image
 
-    classifier = load_classifier(run / "fold-1" / "model", ClassifySettings("cpu"))
+    classifier = load_classifier(run / "fold-1" / "model", ClassifySettings("cpu", engine="torch"))
     said = classifier.probabilities(patch_of_image(read_image(data / first["file"]), 0.29)[None])[0]
     assert [float(first[f"p_{code}"]) for code in CODES] == pytest.approx(said.tolist(), abs=2e-6)
     assert float(first["p_blast"]) == pytest.approx(float(first["p_MYO"]) + float(first["p_MOB"]), abs=2e-6)
