@@ -3,7 +3,8 @@
     python benchmarks/agreement.py --data CELLS [--others 2000] [--input-px 192] [--json agreement.json]
 
 CELLS is a folder of labelled images that `slidescreen data check` reads. int8 is calibrated on other images than those that are
-compared. Near-ties: cells whose label differs, with the reference's margin between its two best classes.
+compared. Near-ties: cells whose label differs, with the reference's margin between its two best classes. Ctrl-C ends it with
+what was compared so far, the images of the source first.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def main() -> None:
         for tie in line["near ties"]:
             print("   ", tie)
     if asked.json:
-        head = {"machine": platform.processor() or platform.machine(), "cells": len(compared), "input_px": asked.input_px}
+        head = {"machine": platform.processor() or platform.machine(), "input_px": asked.input_px}
         asked.json.write_text(json.dumps({**head, "engines": told}, indent=1))
 
 
@@ -107,18 +108,29 @@ def compare(
         engines[name] = open_engine(model, dataclasses.replace(ClassifySettings("cpu"), **kind))
     found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in engines}
     seconds = dict.fromkeys(engines, 0.0)
-    for start in range(0, len(rows), AT_ONCE):
-        some = patches(data, rows[start : start + AT_ONCE])
-        for name, engine in engines.items():
-            began = time.perf_counter()
-            found[name].append(softmax(engine.run(some).logits))
-            seconds[name] += time.perf_counter() - began
-        if start % (8 * AT_ONCE) == 0:
+    try:
+        for start in range(0, len(rows), AT_ONCE):
+            some = patches(data, rows[start : start + AT_ONCE])
+            now: dict[str, NDArray[np.float32]] = {}
+            for name, engine in engines.items():
+                began = time.perf_counter()
+                now[name] = softmax(engine.run(some).logits)
+                seconds[name] += time.perf_counter() - began
+            for name, probabilities in now.items():
+                found[name].append(probabilities)
             print(f"{start + len(some)} of {len(rows)}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: what was compared so far", file=sys.stderr)
+    rows = rows[: sum(map(len, found["torch float32"]))]
     p = {name: np.concatenate(parts) for name, parts in found.items()}
     classes = load_card(model).classes
     return [
-        {**line(p["torch float32"], p[name], classes, rows), "engine": name, "cells_per_s": round(len(rows) / seconds[name], 1)}
+        {
+            **line(p["torch float32"], p[name], classes, rows),
+            "engine": name,
+            "cells": len(rows),
+            "cells_per_s": round(len(rows) / seconds[name], 1),
+        }
         for name in engines
     ]
 

@@ -55,7 +55,7 @@ def content(folder: Path) -> dict[str, str]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         data = path.read_bytes()
         if path.name == "summary.json":
-            data = json.dumps({k: v for k, v in summary.items() if k not in ("created", "timings_s")}).encode()
+            data = json.dumps({k: v for k, v in summary.items() if k not in ("created", "timings_s", "waiting_s")}).encode()
         if path.name == "report.html":
             text = data.decode().replace(summary["created"], "")
             data = re.sub(r"<caption>Time per stage.*?</table>", "", text, flags=re.S).encode()

@@ -123,7 +123,7 @@ def test_layers_and_probabilities_are_those_of_keras(
     del ours, theirs
     rest = [keras_network.probabilities(x[i : i + 2]) for i in range(TRACED, len(patches), 2)]
     expected = merged(np.concatenate([first, *rest]))
-    found = load_classifier(imported, ClassifySettings("cpu", 4, deterministic=True)).probabilities(patches)
+    found = load_classifier(imported, ClassifySettings("cpu", 4, engine="torch")).probabilities(patches)
     assert found.shape == (len(patches), 15)
     assert np.abs(found - expected).max() <= 1e-4
     assert expected.max() < 0.99, "saturated probabilities would hide differences"

@@ -31,7 +31,7 @@ def screen(path: Path, classifier: object, settings: Settings | None = None, um_
 
 @pytest.fixture(scope="module")
 def result(scan: Path) -> SlideResult:
-    return screen(scan, load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu")))
+    return screen(scan, load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu", engine="torch")))
 
 
 def golden(result: SlideResult) -> dict[str, object]:
@@ -72,6 +72,9 @@ def test_provenance_is_complete(result: SlideResult) -> None:
     assert result.slide.scale.um_per_px == pytest.approx(0.0725, rel=1e-4)
     assert set(result.timings_s) == {"area", "find", "cut", "classify", "total"}
     assert all(v >= 0 for v in result.timings_s.values())
+    assert set(result.waiting_s) == {"find", "cut", "classify"}
+    assert all(v >= 0 for v in result.waiting_s.values())
+    assert result.device == "cpu, torch float32"
     assert result.settings["differential"]["blast_threshold"] == 0.5
 
 

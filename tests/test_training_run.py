@@ -72,7 +72,7 @@ def test_predictions_are_what_the_stored_model_says(run: Path, data: Path) -> No
     from slidescreen.patches import patch_of_image
     from slidescreen.slide import read_image
 
-    classifier = load_classifier(run / "fold-1" / "model", ClassifySettings("cpu"))
+    classifier = load_classifier(run / "fold-1" / "model", ClassifySettings("cpu", engine="torch"))
     said = classifier.probabilities(patch_of_image(read_image(data / first["file"]), 0.29)[None])[0]
     said_before = [float(first[f"p_{code}"]) for code in CODES]
     assert said_before == pytest.approx(said.tolist(), abs=1e-3)  # bfloat16 rounds a batch otherwise than one image
