@@ -300,7 +300,7 @@ def test_a_full_disk_leaves_nothing(imported: Path, tmp_path: Path, monkeypatch:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("slidescreen.model.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     card = json.loads((imported / CARD).read_text())
     with pytest.raises(OutputError, match="No space left"):
         write_model(tmp_path / "model", torch.nn.Linear(2, 2), card)
