@@ -22,6 +22,7 @@ from slidescreen.taxonomy import ATYPICAL, BLAST
 from slidescreen.training.classifier.calibrate import cross_calibrated, ece, fit_temperature
 from slidescreen.training.classifier.images import LabelledImage
 from slidescreen.training.classifier.material import Group, Material
+from slidescreen.training.classifier.rejecting import LEAST as LEAST_SCORE
 from slidescreen.training.classifier.rejecting import METHODS, OURS, Lesson, Score, fit_rejection, threshold_of
 from slidescreen.training.classifier.tables import Table, number, share
 
@@ -52,7 +53,7 @@ def fit_all(material: Material) -> Fitted:
     return Fitted(
         round(fit_temperature(unseen.logits, material.labels), 4),
         rejection,
-        round(threshold_of(rejection.scores(unseen.features)), 4),
+        round(threshold_of(rejection.scores(unseen.features), least=LEAST_SCORE), 4),
     )
 
 
@@ -197,7 +198,8 @@ def verdicts(material: Material, method: str, halves: Sequence[int] = (0, 1), wi
     for half in halves:
         score = METHODS[method](_lesson(material, half, tuple(without)))
         own = score(material.unseen.part(half))
-        thresholds = np.array([threshold_of(own, kept) for kept in KEPT])
+        floor = LEAST_SCORE if method == OURS else -np.inf
+        thresholds = np.array([threshold_of(own, KEPT[0], floor), threshold_of(own, KEPT[1])])
         add("", score, material.unseen, 1 - half, thresholds)
         for kind, group in {**material.strangers, **material.others}.items():
             seen = group.fitted and kind not in without
@@ -275,7 +277,7 @@ def lost_table(material: Material, classes: Sequence[str]) -> Table:
     for fit, rest in material.unseen.halves.both():
         half = int(material.unseen.halves.second[fit][0])
         score = METHODS[OURS](_lesson(material, half))
-        threshold = threshold_of(score(material.unseen.part(half)))
+        threshold = threshold_of(score(material.unseen.part(half)), least=LEAST_SCORE)
         refused[rest] = score(material.unseen.part(1 - half)) > threshold
     sources = np.array([image.source for image in material.images])
     groups = [(f"source {s or 'unnamed'}", sources == s) for s in np.unique(sources)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,15 +31,19 @@ SUBSPACE: Final = 32
 """Dimensions of the subspace of leukocytes."""
 MIDDLE, TAIL = 0.5, 0.995
 """Quantiles of the leukocytes that become 0 and 1 of either score."""
+OTHERS_TAIL: Final = 0.98
+"""Quantile of the leukocytes of other cameras that must not lie beyond 1 of either score."""
 KEPT: Final = 0.99
-"""Share of the leukocytes that the threshold keeps."""
+"""Share of the leukocytes that the threshold keeps, at least ..."""
+LEAST: Final = 1.0
+"""... for it is never lower than this, where the leukocytes of other cameras lie."""
 NEIGHBOUR: Final = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
     """What rejection is fitted on. `known`: leukocytes of the network's training, `labels` (n,) their classes. `unseen`:
-    leukocytes that it has not learned from, by which scales are set and nothing else. `others`: leukocytes of other cameras,
+    leukocytes that it has not learned from, by which scales are set. `others`: leukocytes of other cameras,
     of unknown class, without which a stranger would be told by the ground it lies on. `strangers`: what is no leukocyte, by
     kind; a kind weighs as the root of its number, and all of them as much as the leukocytes."""
 
@@ -55,16 +60,22 @@ def fit_rejection(lesson: Lesson) -> Rejection:
     known, labels = lesson.known, lesson.labels
     rooted = roots(np.concatenate([known.features, lesson.others.features]))
     weight = _logistic(rooted, [roots(s.features) for s in lesson.strangers.values() if len(s.features)])
-    mean, basis = _subspace(unit(_balanced(roots(known.features), labels)), SUBSPACE)
-    unseen = roots(lesson.unseen.features)
-    both = np.stack([unseen @ weight, distance(unit(unseen), mean, basis)], axis=1)
-    middle, tail = (np.quantile(both, q, axis=0).astype(np.float32) for q in (MIDDLE, TAIL))
+    others = roots(lesson.others.features)
+    mean, basis = _subspace(unit(np.concatenate([_balanced(roots(known.features), labels), others])), SUBSPACE)
+
+    def both(rooted: Floats) -> Floats:
+        return np.stack([rooted @ weight, distance(unit(rooted), mean, basis)], axis=1)
+
+    unseen = both(roots(lesson.unseen.features))
+    middle, tail = (np.quantile(unseen, q, axis=0).astype(np.float32) for q in (MIDDLE, TAIL))
+    if len(others):  # another camera alone must not make a cell a stranger, however few pictures of it there are
+        tail = np.maximum(tail, np.quantile(both(others), OTHERS_TAIL, axis=0).astype(np.float32))
     return Rejection(weight, mean, basis, middle, np.maximum(tail, middle + np.float32(1e-6)))
 
 
-def threshold_of(scores: Floats, kept: float = KEPT) -> float:
-    """The score that the share `kept` of the leukocytes stays below."""
-    return float(np.quantile(scores, kept))
+def threshold_of(scores: Floats, kept: float = KEPT, least: float = -math.inf) -> float:
+    """The score that the share `kept` of the leukocytes stays below, or `least` where that is higher."""
+    return max(float(np.quantile(scores, kept)), least)
 
 
 def _logistic(leukocytes: Floats, strangers: list[Floats]) -> Floats:

@@ -27,7 +27,7 @@ from slidescreen.model import CARD, load_card, load_network, write_model
 from slidescreen.taxonomy import NOT_A_LEUKOCYTE
 from slidescreen.training.classifier import judged
 from slidescreen.training.classifier.images import LabelledImage, list_images
-from slidescreen.training.classifier.material import Material, gather
+from slidescreen.training.classifier.material import STILL_READABLE, Material, gather
 from slidescreen.training.classifier.outputs import Looks
 from slidescreen.training.classifier.recipe import Recipe, recipe_toml
 from slidescreen.training.classifier.rejecting import OURS
@@ -194,6 +194,9 @@ def _measured(
         "ECE before calibration": round(before, 3),
         "leukocytes refused": round(found.lost[0][0] / found.lost[0][1], 4),
     }
+    cameras = [found.by_kind[kind][0] for kind in material.others if kind != STILL_READABLE]
+    if cameras:
+        measured["leukocytes of other cameras refused"] = round(sum(n[0] for n in cameras) / sum(n[1] for n in cameras), 3)
     if strangers:
         measured["label - refused"] = round(refused / strangers, 3)
     measured["gain of 8 orientations in balanced accuracy"] = round(turns.balanced_gain, 3)
