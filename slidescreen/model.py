@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-DEFAULT_MODEL: Final = "resnext50-seed"
+DEFAULT_MODEL: Final = "resnext50-192"
 CARD: Final = "card.json"
 WEIGHTS: Final = "weights.safetensors"
 REJECTION: Final = "rejection.safetensors"

@@ -192,7 +192,7 @@ def test_doctor_is_content() -> None:
     done = call("doctor")
     assert done.returncode == 0, done.stdout
     assert "FAIL" not in done.stdout
-    assert "resnext50-seed" in done.stdout
+    assert DEFAULT_MODEL in done.stdout
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:

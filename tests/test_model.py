@@ -31,9 +31,9 @@ def test_the_default_model_is_whole_and_says_what_it_is() -> None:
     folder = find_model(DEFAULT_MODEL)
     card = load_card(folder)
     assert (card.input_px, card.patch_um, len(card.classes)) == (192, 29.0, 15)
-    assert card.measured["blast AUC"] == 0.964
-    assert "0.964" in card.info.measured
-    assert all(text in card.training_data for text in ("LMU", "PBC", "deepapl"))
+    assert card.measured["blast AUC"] == 0.958
+    assert "0.958" in card.info.measured
+    assert all(text in card.training_data for text in ("lmu", "pbc", "deepapl"))
     network = load_network(folder, card)
     assert not network.training
     assert next(network.parameters()).dtype == torch.float32
