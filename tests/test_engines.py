@@ -177,7 +177,7 @@ def test_an_error_of_one_device_is_raised() -> None:
             raise torch.OutOfMemoryError("no room")
 
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
-        SharedEngine([Doubler("cuda:0", 0), Broken("cuda:1", 0)]).run(some(9))
+        SharedEngine([Doubler("cuda:0", 0.2), Broken("cuda:1", 0)]).run(some(9))
 
 
 def test_two_lanes_take_turns_and_a_short_last_batch_is_filled_up(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
