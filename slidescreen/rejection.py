@@ -38,6 +38,8 @@ class Rejection:
 
     def scores(self, features: Floats) -> Floats:
         """(n, d) features -> (n,) float32; the larger, the less it looks like a leukocyte of the 15 classes."""
+        if not len(features):
+            return np.zeros(0, np.float32)
         rooted = roots(features)
         both = np.stack([rooted @ self.weight, distance(unit(rooted), self.mean, self.basis)], axis=1)
         return np.asarray(((both - self.middle) / (self.tail - self.middle)).max(1, initial=-np.inf), np.float32)

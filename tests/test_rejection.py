@@ -80,6 +80,7 @@ def test_a_score_does_not_depend_on_company(fitted: tuple[Rejection, float]) -> 
     alone = np.concatenate([fitted[0].scores(x[i : i + 1]) for i in range(5)])
     assert fitted[0].scores(x) == pytest.approx(alone, abs=1e-4)
     assert fitted[0].scores(x[:0]).shape == (0,)
+    assert fitted[0].scores(np.zeros((0, 0), np.float32)).shape == (0,)  # as engines give them for no patches
     assert np.isfinite(fitted[0].scores(np.zeros((1, D), np.float32))).all()
 
 
