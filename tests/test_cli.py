@@ -130,6 +130,7 @@ def test_no_permission(scan: Path, tmp_path: Path) -> None:
 
 def test_wrong_use_is_exit_code_2(scan: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "none").mkdir()
     (tmp_path / "s.toml").write_text("[detect]\nspeed = 1")
     model = shutil.copytree(find_model(DEFAULT_MODEL), tmp_path / "altered")
     with (model / "weights.safetensors").open("ab") as file:
@@ -145,7 +146,7 @@ def test_wrong_use_is_exit_code_2(scan: Path, tmp_path: Path) -> None:
         ("run", tmp_path / "*.svs", *out): "no file matches",
         ("run", scan, *out, "--um-per-px", "nan"): "--um-per-px nan: must lie in 0.03-1.0",
         ("run", scan, *out, "--um-per-px", "wide"): "must be a number",
-        ("classify", tmp_path / "altered", "--um-per-px", "0.07"): "no images found",
+        ("classify", tmp_path / "none", "--um-per-px", "0.07"): "no images found",
         ("classify", scan): "Missing option",
     }
     for arguments, message in wrong.items():
