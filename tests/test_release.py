@@ -28,7 +28,7 @@ from slidescreen.training.classifier.judged import balanced_accuracy
 from slidescreen.training.classifier.recipe import Recipe, load_recipe, recipe_toml
 from slidescreen.training.classifier.release import ReleaseSettings, release
 from slidescreen.training.classifier.run import RunSettings, starter, train_folds, usable_images
-from slidescreen.training.classifier.tables import Table, read_evidence, share, tables_of
+from slidescreen.training.classifier.tables import Table, number, read_evidence, share, tables_of
 
 RECIPE = Recipe(architecture="sequential", input_px=32, epochs=3, per_class=24, batch_size=8, precision="float32", patience=0)
 
@@ -190,6 +190,11 @@ def test_tables_of_whatever_a_benchmark_wrote(tmp_path: Path) -> None:
     assert (by.columns, by.rows) == (("", "n"), (("x", "1"), ("y", "1, 2")))
     assert Table("T", "", ("a|b",), (("1\n2",),)).markdown() == "### T\n\n| a\\|b |\n| --- |\n| 1 2 |"
     assert share(1, 0) == "\N{EN DASH}"
+
+
+def test_intervals_below_zero_are_told_apart_from_their_dash() -> None:
+    assert number(0.5, 2, (0.25, 0.75)) == "0.50 (0.25-0.75)"
+    assert number(-1.0, 1, (-2.5, 0.5)) == "-1.0 (-2.5 to 0.5)"
 
 
 def test_balanced_accuracy_over_classes_with_enough_images() -> None:

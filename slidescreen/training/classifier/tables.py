@@ -44,7 +44,8 @@ def number(value: float | None, digits: int = 3, interval: Interval = None) -> s
     """ "0.971 (0.952-0.985)", without an interval where there is none, and an en dash for what is undefined."""
     if value is None or value != value:
         return "\N{EN DASH}"
-    limits = "" if interval is None else f" ({interval[0]:.{digits}f}-{interval[1]:.{digits}f})"
+    between = " to " if interval and interval[0] < 0 else "-"
+    limits = "" if interval is None else f" ({interval[0]:.{digits}f}{between}{interval[1]:.{digits}f})"
     return f"{value:.{digits}f}{limits}"
 
 
