@@ -198,6 +198,12 @@ def _warnings(areas: dict[str, float], cells: list[ScreenedCell], d: Differentia
             f"{refused} cells were refused because they look like no leukocyte of the 15 classes ({d.leukocytes} leukocytes "
             "were counted): platelets or debris, or a stain or scanner unlike those that the model learned from."
         )
+    like_blasts = sum(c.reason != "" and (c.p_blast or 0.0) >= d.blast.threshold for c in cells)
+    if like_blasts:
+        yield (
+            f"{like_blasts} cells that were not counted, refused or unsure, reach P(blast) {d.blast.threshold:g}: "
+            "look at them, they may be blasts."
+        )
     if d.smudge_per_100_wbc is not None and d.smudge_per_100_wbc > 10:
         yield f"{d.smudge_per_100_wbc:.0f} smudge cells per 100 leukocytes: broken cells may be blasts and are not counted."
     if d.nrbc_per_100_wbc is not None and d.nrbc_per_100_wbc >= 5:
