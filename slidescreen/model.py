@@ -35,6 +35,8 @@ WEIGHTS: Final = "weights.safetensors"
 REJECTION: Final = "rejection.safetensors"
 ARCHITECTURES: Final = ("resnext50_32x4d", "matek2019", "sequential")
 """Those of `networks.NETWORKS`, known without loading torch."""
+FOR_READERS: Final = ("images", "balanced accuracy", "blast AUC", "atypical AUC", "ECE")
+"""Of what was measured, that which a report tells; all of it where a card has none of these."""
 PICKLE_SUFFIXES: Final = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"})
 
 
@@ -75,6 +77,7 @@ class ModelCard:
     def info(self) -> ModelInfo:
         """What results record of the model."""
         said = {k: v for k, v in self.measured.items() if isinstance(v, int | float | str)}
+        said = {k: said[k] for k in FOR_READERS if k in said} or said
         results = ", ".join(f"{k} {v}" if isinstance(v, str) else f"{k} {v:g}" for k, v in said.items())
         return ModelInfo(
             self.name, self.sha256, self.classes, results, self.identity, self.temperature, self.rejection is not None

@@ -22,6 +22,7 @@ from slidescreen.training.classifier.packed import PackedImages, central_square,
 from slidescreen.training.classifier.recipe import Recipe, load_recipe
 
 EVERYTHING = {"label_smoothing": 0.1, "average": 0.9, "mixup": 0.2, "scale": 0.2, "colour": 0.2, "stain": 0.2, "blur": 0.5}
+EVERYTHING |= {"grey": 0.5, "source_prior": 1.0}
 
 
 def tiny() -> nn.Module:
@@ -185,6 +186,31 @@ def test_classes_and_sources_share_an_epoch_by_their_exponents(lesson: loop.Less
     assert tempered[0] in (14, 15)  # 40 shared as 1 : sqrt 3
 
 
+def test_what_a_source_says_of_the_class_is_given_away(lesson: loop.Lesson) -> None:
+    few = replace_rows(lesson, [0, 1, 2, 3, 6, 7, 12, 13])  # MYO 0-3, LYT 6 and 7, NGS 12 and 13
+    groups = replace(few, groups=np.array([0] * 6 + [0] + [1] * 11))  # the first source: all MYO and one LYT
+    priors = loop.source_priors(groups, replace(RECIPE, per_class=40, source_prior=1.0))
+    myo, lyt, ngs = (int(lesson.labels[i]) for i in (0, 6, 12))
+    assert np.allclose(np.exp(priors[0, [myo, lyt]]), (40 / 60, 20 / 60))
+    assert np.allclose(np.exp(priors[1, [myo, lyt, ngs]]), (loop.SELDOM, 20 / 60, 40 / 60))
+    assert np.allclose(loop.source_priors(groups, replace(RECIPE, per_class=40, source_prior=0.5)), priors / 2)
+    assert not loop.source_priors(groups, RECIPE).any()
+
+
+def test_a_network_that_can_tell_only_the_source_learns_nothing_from_it(lesson: loop.Lesson, tmp_path: Path) -> None:
+    """All MYO of one source, all others of another: with the prior the loss starts at its floor and pushes nowhere."""
+    groups = replace(lesson, groups=(lesson.labels != lesson.labels[0]).astype(np.int64))
+    own = groups.labels[0]
+    priors = torch.from_numpy(loop.source_priors(groups, replace(RECIPE, source_prior=1.0)))[:1]
+    logits = torch.zeros(1, 15, requires_grad=True)
+    plain = torch.zeros(1, 15, requires_grad=True)
+    for x, added in ((logits, priors), (plain, torch.zeros_like(priors))):
+        torch.nn.functional.cross_entropy(x + added, torch.tensor([own])).backward()
+    assert logits.grad is not None
+    assert plain.grad is not None
+    assert logits.grad.abs().max() < 0.02 < 0.9 < plain.grad.abs().max()
+
+
 def test_the_first_steps_see_coarser_images(lesson: loop.Lesson, tmp_path: Path) -> None:
     recipe = replace(RECIPE, input_px=48, first_px=32, first_share=0.5)
     assert [loop.side_at(step, 10, recipe) for step in range(10)] == [32] * 5 + [48] * 5
@@ -226,7 +252,7 @@ def centre_of_mark(x: torch.Tensor) -> tuple[float, float]:
 
 
 def turned(matrix: list[list[float]]) -> tuple[float, float]:
-    plain = Changes(np.array([matrix], np.float32), None, None, None, None)
+    plain = Changes(np.array([matrix], np.float32), None, None, None, None, None)
     return centre_of_mark(change(image_with_a_mark(80), plain, 64))
 
 
@@ -247,11 +273,21 @@ def test_drawn_changes_turn_to_all_sides_and_keep_the_size() -> None:
     assert 100 < (determinant < 0).sum() < 300  # mirrored
 
 
+def test_a_share_of_the_images_is_shown_without_colour() -> None:
+    images = torch.from_numpy(np.stack([paint_cell("MYO", i, 48) for i in range(40)]))
+    drawn = draw_changes(np.random.default_rng(1), 40, Recipe(input_px=32, grey=0.5), 32 / 48)
+    assert drawn.grey is not None
+    x = change(images, drawn, 32)
+    colourless = (x.amax(1) - x.amin(1)).amax((1, 2)) < 1e-6
+    assert np.array_equal(colourless.numpy(), drawn.grey)
+    assert 8 < drawn.grey.sum() < 32
+
+
 def test_colour_changes_stay_in_range_and_are_off_by_default() -> None:
     images = torch.from_numpy(np.stack([paint_cell("MYO", i, 48) for i in range(8)]))
     rng = np.random.default_rng(1)
     plain = draw_changes(rng, 8, Recipe(input_px=32), 32 / 48)
-    assert plain.light is plain.gain is plain.density is plain.blur is None
+    assert plain.light is plain.gain is plain.density is plain.blur is plain.grey is None
     strong = draw_changes(rng, 8, Recipe(input_px=32, colour=1.0, stain=1.0, blur=1.0), 32 / 48)
     x = change(images, strong, 32)
     assert x.shape == (8, 3, 32, 32)
@@ -313,7 +349,9 @@ def test_recipes_that_come_along() -> None:
         "colour",
         "stain",
         "blur",
+        "grey",
         "source_balance",
+        "source_prior",
         "start",
         "first_share",
     )

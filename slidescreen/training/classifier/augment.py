@@ -20,13 +20,14 @@ BLUR_KERNEL: Final = (1.0, 4.0, 6.0, 4.0, 1.0)
 class Changes:
     """What is done to each of n images. `matrix` (n, 2, 3) float32: from the output's square [-1, 1] to the packed image's.
     The others are None where the recipe leaves them out: `light` (n, 2) factor of contrast and shift of brightness, `gain` and
-    `density` (n, 3) per channel, `blur` (n,)."""
+    `density` (n, 3) per channel, `blur` (n,), `grey` (n,) bool."""
 
     matrix: NDArray[np.float32]
     light: NDArray[np.float32] | None
     gain: NDArray[np.float32] | None
     density: NDArray[np.float32] | None
     blur: NDArray[np.float32] | None
+    grey: NDArray[np.bool_] | None
 
 
 def draw_changes(rng: np.random.Generator, n: int, recipe: Recipe, shown: float) -> Changes:
@@ -48,6 +49,7 @@ def draw_changes(rng: np.random.Generator, n: int, recipe: Recipe, shown: float)
         gain=spread((n, 3), recipe.colour / 2),
         density=spread((n, 3), recipe.stain),
         blur=spread((n,), recipe.blur),
+        grey=rng.random(n) < recipe.grey if recipe.grey else None,
     )
 
 
@@ -72,7 +74,9 @@ def change(images: torch.Tensor, changes: Changes, patch_px: int) -> torch.Tenso
         mean = x.mean((1, 2, 3), keepdim=True)
         x = (x - mean) * (1 + light[:, :1, None, None]) + mean + light[:, 1:, None, None] / 2
         x = x * (1 + torch.from_numpy(changes.gain).to(device).view(-1, 3, 1, 1))
-    return x.clamp_(0, 1)
+    if changes.grey is not None:
+        x = torch.where(torch.from_numpy(changes.grey).to(device).view(-1, 1, 1, 1), x.mean(1, keepdim=True), x)
+    return x.clamp(0, 1)
 
 
 def normalise(x: torch.Tensor, recipe: Recipe) -> torch.Tensor:

@@ -43,14 +43,18 @@ STALLED: Final = 0.99
 COMPILE_FROM: Final = 5000
 """Steps from which compiling, a minute or two, pays on a GPU."""
 
-Batch = tuple[torch.Tensor, torch.Tensor, Changes]
-"""Images (n, side, side, 3) uint8, labels (n,) int64, both on the device, and what is done to the images."""
+SELDOM: Final = 1e-3
+"""The least share of a source's images that a class is taken to have: its logarithm stays finite where there are none."""
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Changes]
+"""Images (n, side, side, 3) uint8, labels (n,) int64, what is added to the logits (n, 15) float32, all on the device, and what
+is done to the images."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
-    """What is learned from: `images`, their `labels` (class numbers) and `groups` (for `source_balance`), and the rows of
-    them that belong to this fold."""
+    """What is learned from: `images`, their `labels` (class numbers) and `groups` (their sources, for `source_balance` and
+    `source_prior`), and the rows of them that belong to this fold."""
 
     images: PackedImages
     labels: NDArray[np.int64]
@@ -104,6 +108,15 @@ def _shares(total: int, parts: Sequence[NDArray[np.int64]], balance: float, rng:
     if left := total - shares.sum():
         shares[rng.permutation(len(parts))[:left]] += 1
     return [int(n) for n in shares]
+
+
+def source_priors(lesson: Lesson, recipe: Recipe) -> NDArray[np.float32]:
+    """(groups, 15): what is added to the logits of images of each group, see `Recipe.source_prior`."""
+    rows = draw_epoch(lesson, recipe, 0)
+    shown = np.zeros((lesson.groups.max() + 1, 15))
+    np.add.at(shown, (lesson.groups[rows], lesson.labels[rows]), 1)
+    share = np.maximum(shown / np.maximum(shown.sum(1, keepdims=True), 1), SELDOM)
+    return np.asarray(recipe.source_prior * np.log(share), np.float32)
 
 
 def side_at(step: int, total: int, recipe: Recipe) -> int:
@@ -198,16 +211,17 @@ def _learn(
     side: int,
 ) -> torch.Tensor:
     """One step: the loss, not yet waited for."""
-    images, labels, changes = batch
+    images, labels, priors, changes = batch
     torch.manual_seed(recipe.seed * 1_000_003 + step)  # of drop-out, so that a resumed run draws the same
     x = normalise(change(images, changes, side), recipe).contiguous(memory_format=torch.channels_last)
     target = functional.one_hot(labels, 15).float()
     if recipe.mixup:
         share = float(np.random.default_rng([recipe.seed, 3, step]).beta(recipe.mixup, recipe.mixup))
         x, target = share * x + (1 - share) * x.flip(0), share * target + (1 - share) * target.flip(0)
+        priors = share * priors + (1 - share) * priors.flip(0)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=uses_bfloat16(recipe, x.device.type)):
         logits = forward(x)
-    loss = functional.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
+    loss = functional.cross_entropy(logits.float() + priors, target, label_smoothing=recipe.label_smoothing)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
@@ -228,6 +242,7 @@ def _batches(lesson: Lesson, recipe: Recipe, start: int, total: int, per_epoch: 
     """Batches from step `start` on, made ahead in a thread."""
     show = _shower(lesson, device)
     side, patch_px = lesson.images.shape[1], lesson.images.patch_px
+    priors = source_priors(lesson, recipe)
 
     def made() -> Iterator[Batch]:
         order, drawn = np.zeros(0, np.int64), -1
@@ -237,7 +252,8 @@ def _batches(lesson: Lesson, recipe: Recipe, start: int, total: int, per_epoch: 
                 order = draw_epoch(lesson, recipe, drawn)
             rows = order[step % per_epoch * recipe.batch_size :][: recipe.batch_size]
             changes = draw_changes(np.random.default_rng([recipe.seed, 2, step]), len(rows), recipe, patch_px / side)
-            yield show(rows), torch.from_numpy(lesson.labels[rows]).to(device), changes
+            labels, added = (torch.from_numpy(a).to(device) for a in (lesson.labels[rows], priors[lesson.groups[rows]]))
+            yield show(rows), labels, added, changes
 
     with contextlib.closing(Ahead(made(), BATCHES_AHEAD, Event())) as ahead:
         yield ahead

@@ -14,8 +14,8 @@ from slidescreen.settings_file import from_table, read_toml
 
 RECIPES: Final = "recipes"
 UNIT: Final = (
-    *("learning_rate", "weight_decay", "class_balance", "source_balance", "first_share", "label_smoothing", "mixup"),
-    *("average", "scale", "colour", "stain", "blur"),
+    *("learning_rate", "weight_decay", "class_balance", "source_balance", "source_prior", "first_share"),
+    *("label_smoothing", "mixup", "average", "scale", "colour", "stain", "grey", "blur"),
 )
 
 
@@ -27,12 +27,16 @@ class Recipe:
     Classes of n images share an epoch as n ** (1 - `class_balance`): 1 shows all equally often, 0 as often as they come. So do
     the sources within a class, by `source_balance`.
 
+    `source_prior`: by how much each logit is raised, in training, by the logarithm of how often the image's source shows that
+    class. At 1 nothing is gained by telling the source from the colour of its ground: what that says of the class is given away
+    (logit adjustment, Menon et al. 2021, taken source by source). What a source never shows it then teaches nothing about.
+
     What follows the seed goes beyond Matek et al. 2019 and is off by default. `start`: a model (name or folder) or ImageNet
     weights (a safetensors file) to start from. `first_share` of the steps see images of `first_px`, coarser ones than
     `input_px`. `average`: decay of the moving average of the weights that is kept in place of the last ones, 0: none. `mixup`:
     parameter of the Beta distribution. `scale`: largest change of size as a share. `colour`: largest change of brightness,
-    contrast and of each channel's gain. `stain`: largest change of each channel's optical density. `blur`: largest weight of a
-    blurred (or, negative, sharpened) copy.
+    contrast and of each channel's gain. `stain`: largest change of each channel's optical density. `grey`: share of images
+    shown without colour. `blur`: largest weight of a blurred (or, negative, sharpened) copy.
     """
 
     architecture: str = "resnext50_32x4d"
@@ -48,6 +52,7 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     class_balance: float = 1.0
     source_balance: float = 0.0
+    source_prior: float = 0.0
     seed: int = 0
     start: str = ""
     first_px: int = 0
@@ -58,6 +63,7 @@ class Recipe:
     scale: float = 0.0
     colour: float = 0.0
     stain: float = 0.0
+    grey: float = 0.0
     blur: float = 0.0
 
     def __post_init__(self) -> None:
