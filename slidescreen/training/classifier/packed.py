@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +21,7 @@ import zarr
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from slidescreen.errors import OutputError
+from slidescreen.atomic import making_folder
 from slidescreen.overlap import usable_cores
 from slidescreen.records import PATCH_PX, PATCH_UM, RgbImage
 from slidescreen.slide import read_image
@@ -84,20 +82,11 @@ def pack_images(
     key = {"patch_px": patch_px, "side": side, "files_sha256": _files_key(images)}
     if (folder / KEY).is_file() and key.items() <= json.loads((folder / KEY).read_text(encoding="utf-8")).items():
         return PackedImages(folder)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
+    with making_folder(folder, replace=True) as partial:
         digests = _write(images, patch_px, side, partial, progress)
         whole = hashlib.sha256("".join(digests).encode()).hexdigest()
         told = key | {"pixels_sha256": whole, "twin_of": _twins(digests)}
         (partial / KEY).write_text(json.dumps(told), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.replace(folder)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror or error}); check disk and path") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return PackedImages(folder)
 
 
