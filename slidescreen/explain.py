@@ -11,8 +11,8 @@ to each pixel of the network's input, its maximum over the colour channels. Fine
 gradcam: Selvaraju et al. 2017 (arXiv:1610.02391), by captum, at the network's last feature map: smooth, but one px of the
 default model's map is 4.8 um wide. Strided convolutions shift it by up to half of that to the lower right; the mean with the
 map of the patch turned by 180 degrees has no such shift.
-Both stay what they are where the network computes in bfloat16, rank correlation of px 0.99: one grey level more or less in
-every px of the picture changes a map more (`benchmarks/explaining.py`).
+Both stay what they are where the network computes in bfloat16, rank correlation of px 0.99 on real pictures: one grey level
+more or less in every px of the picture changes a map more (`benchmarks/README.md`).
 Integrated gradients are not offered: they are multiplied by how far a pixel is from the background, so that a network of
 random weights seems to look at the cell as well (Adebayo et al. 2018, arXiv:1810.03292).
 """
