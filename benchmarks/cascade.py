@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 from agreement import patches, with_input
+from telling import tell
 
 from slidescreen.classify import ClassifySettings, First, load_classifier
 from slidescreen.model import DEFAULT_MODEL, find_model
@@ -80,9 +80,7 @@ def main() -> None:
             for threshold, done in zip(THRESHOLDS, settled.T, strict=True)
         ],
     }
-    print(json.dumps(told, indent=1))
-    if asked.json:
-        asked.json.write_text(json.dumps(told, indent=1))
+    tell(told, asked.json)
 
 
 if __name__ == "__main__":

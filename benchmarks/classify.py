@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +22,12 @@ import numpy as np
 import torch
 from agreement import KINDS, with_input, write_patches
 from numpy.typing import NDArray
+from telling import tell
 
 from slidescreen.demo import paint_smear
 from slidescreen.engines import ClassifySettings, open_engine
 from slidescreen.geometry import Size
 from slidescreen.model import DEFAULT_MODEL, find_model, load_card, load_network, prepare
-from slidescreen.overlap import usable_cores
 
 PLAIN = "plain torch loop"
 GFLOP_AT_400 = 27.0
@@ -67,13 +64,10 @@ def main() -> None:
                 if i:  # the first is to warm up
                     seconds[name].append(took)
     px = load_card(find_model(asked.model)).input_px if not asked.input_px else asked.input_px
-    told = {"machine": machine(), "date": datetime.now(UTC).date().isoformat(), "input_px": px, "rounds": asked.rounds}
-    told["engines"] = table(seconds)
+    told: dict[str, Any] = {"input_px": px, "rounds": asked.rounds, "engines": table(seconds)}
     if asked.device.startswith("cuda"):
         told["gpu"] = gpu_share(told["engines"], px)
-    print(json.dumps(told, indent=1))
-    if asked.json:
-        asked.json.write_text(json.dumps(told, indent=1))
+    tell(told, asked.json)
 
 
 def painted(n: int) -> NDArray[np.uint8]:
@@ -133,13 +127,6 @@ def gpu_share(rows: list[dict[str, Any]], px: int) -> dict[str, Any]:
         "matrix_tflops": round(peak / 1e12, 1),
         "share": {row["engine"]: round(row["cells_per_s"] * flop / peak, 3) for row in rows},
     }
-
-
-def machine() -> str:
-    """Processor and cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name}, {usable_cores()} cores"
 
 
 if __name__ == "__main__":

@@ -18,12 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import tifffile
-from classify import machine
+from telling import tell
 
 from slidescreen.demo import paint_smear, write_pyramid
 from slidescreen.geometry import Size
@@ -60,8 +59,7 @@ def main() -> None:
             rows.append({"varied": what} | screened(scan, folder / "out"))
             print(json.dumps(rows[-1]), flush=True)
     if asked.json:
-        told = {"machine": machine(), "date": datetime.now(UTC).date().isoformat(), "rows": rows}
-        asked.json.write_text(json.dumps(told, indent=1))
+        tell({"rows": rows}, asked.json)
 
 
 def pages(path: Path, leukocytes: dict[str, int]) -> list[tuple[dict[str, Any], list[bytes]]]:

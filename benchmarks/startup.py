@@ -9,17 +9,15 @@ Medians; the first run of each command, which reads from the disk, is left out.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-from classify import machine
+from telling import tell
 
 
 def main() -> None:
@@ -33,14 +31,12 @@ def main() -> None:
         environment = os.environ | {"SLIDESCREEN_CACHE": f"{folder}/cache"}
         typing = ["classify", str(asked.image), "--um-per-px", "0.0725", "-o", f"{folder}/p.csv"]
         commands = {"help": ["--help"], "info": ["info", str(asked.scan)], "classify, compiling": typing, "classify": typing}
-        told: dict[str, object] = {"machine": machine(), "date": datetime.now(UTC).date().isoformat()}
+        told: dict[str, object] = {}
         for name, command in commands.items():
             rounds = 1 if "compiling" in name else asked.rounds + 1
             seconds = [once(command, environment) for _ in range(rounds)]
             told[name] = round(statistics.median(seconds[1:] or seconds), 2)
-    print(json.dumps(told, indent=1))
-    if asked.json:
-        asked.json.write_text(json.dumps(told, indent=1))
+    tell(told, asked.json)
 
 
 def once(command: list[str], environment: dict[str, str]) -> float:

@@ -97,10 +97,15 @@ class Classifier:
 
     @cached_property
     def network(self) -> nn.Module:
-        """The torch network in float32, on `device`, for `explain.Differentiable`. Loaded when first asked for."""
+        """The torch network, on `device`, for `explain.Differentiable`: in bfloat16 on a CPU where the engine computes in less
+        than float32, else in float32. Loaded when first asked for."""
+        from slidescreen.engines.network import LogitsInBfloat16
         from slidescreen.model import load_network
 
-        return load_network(self._folder, self.card).requires_grad_(False).to(self.device)
+        network = load_network(self._folder, self.card).requires_grad_(False)
+        if self.device == "cpu" and "float32" not in self.engine.name:
+            return LogitsInBfloat16(network)
+        return network.to(self.device)
 
     def probabilities(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(n, 400, 400, 3) uint8 RGB -> (n, 15) float32, rows sum to 1, columns in the order of `card.classes`."""

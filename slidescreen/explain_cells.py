@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from slidescreen.atomic import making_folder
 from slidescreen.classify import Classifier
 from slidescreen.errors import OpenError, SlidescreenError, UsageError
-from slidescreen.explain import MOST_CELLS, ExplainSettings, batch_size, explain
+from slidescreen.explain import MOST_CELLS, ExplainSettings, explain
 from slidescreen.patches import patch_of_image
 from slidescreen.records import RgbImage
 from slidescreen.report import render_explained
@@ -29,6 +29,7 @@ from slidescreen.taxonomy import ATYPICAL, BLAST, probability_of
 
 MOST_ASKED: Final = 500
 """Cells on one page."""
+AT_ONCE: Final = 32
 PAGE: Final = "index.html"
 
 
@@ -111,13 +112,13 @@ def write_explained(
         raise UsageError(f"{out}: is there already; choose another folder with -o, or remove it")
     cells: list[ExplainedCell] = []
     waiting = iter(patches)
-    some = list(islice(waiting, batch_size(classifier)))
+    some = list(islice(waiting, AT_ONCE))
     if not some:
         return 0
     with making_folder(out) as partial:
         while some:
             cells += _explained(some, partial, classifier, settings)
-            some = list(islice(waiting, batch_size(classifier)))
+            some = list(islice(waiting, AT_ONCE))
         page = render_explained(title, classifier.card.name, cells, settings.method, settings.target)
         (partial / PAGE).write_text(page, encoding="utf-8")
     return len(cells)

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
@@ -124,30 +124,30 @@ class Clock:
 
     def stage(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """Pass items on; the time it takes to make them is the stage's, until they are taken it waits."""
-        iterator = iter(items)
-        while True:
-            start = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                made = time.perf_counter()
-                self.add(stage, made - start)
+        for item in _timed(items, lambda seconds: self.add(stage, seconds)):
+            made = time.perf_counter()
             yield item
             self._wait(stage, time.perf_counter() - made)
 
     def waiting(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """Pass items on to `stage`; the time until they come is not its own, it waits."""
-        iterator = iter(items)
-        while True:
-            start = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                waited = time.perf_counter() - start
-                self.add(stage, -waited)
-                self._wait(stage, waited)
-            yield item
+
+        def note(seconds: float) -> None:
+            self.add(stage, -seconds)
+            self._wait(stage, seconds)
+
+        return _timed(items, note)
+
+
+def _timed(items: Iterable[T], note: Callable[[float], None]) -> Iterator[T]:
+    """Pass items on; `note` hears how many seconds each took to come, and the end or an error."""
+    iterator = iter(items)
+    while True:
+        start = time.perf_counter()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            note(time.perf_counter() - start)
+        yield item

@@ -15,6 +15,7 @@ import torch
 from conftest import StandIn, read_summary
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.stats import spearmanr
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -142,6 +143,32 @@ def test_maps_are_in_range_and_do_not_depend_on_the_batch(
     assert np.array_equal(together, explain(patches, real, settings))
     assert np.abs(together[1:2] - explain(patches[1:2], real, settings)).max() < 0.02
     assert explain(patches[:0], real, settings).shape == (0, 400, 400)
+
+
+@pytest.mark.parametrize("settings", [SALIENCY, BLAST_SALIENCY, GRADCAM])
+def test_maps_in_bfloat16_are_those_in_float32(
+    real: Classifier, planted: tuple[NDArray[np.uint8], NDArray[np.bool_]], settings: ExplainSettings
+) -> None:
+    """Rank correlation of px; shuffled px would give 0, the map of another cell at most 0.7."""
+    low = load_classifier(find_model("resnext50-seed"), ClassifySettings("cpu", engine="torch", precision="bfloat16"))
+    patches = planted[0][2:5:2]
+    for expected, found in zip(explain(patches, real, settings), explain(patches, low, settings), strict=True):
+        assert not np.array_equal(expected, found)
+        assert spearmanr(expected.ravel(), found.ravel()).statistic > 0.95
+
+
+def test_threads_share_out_the_patches_and_torch_keeps_its_own(
+    real: Classifier, planted: tuple[NDArray[np.uint8], NDArray[np.bool_]]
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        three = explain(planted[0][:4], real, SALIENCY)
+        assert torch.get_num_threads() == 3
+        torch.set_num_threads(1)
+        assert np.array_equal(three, explain(planted[0][:4], real, SALIENCY))
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass

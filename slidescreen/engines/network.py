@@ -22,7 +22,7 @@ class WithFeatures(nn.Module):
         super().__init__()
         self.network = network
         self._given: list[torch.Tensor] = []
-        self.head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+        self.head = head_of(network)
         self.head.register_forward_pre_hook(self._note)
 
     def _note(self, _head: nn.Module, inputs: tuple[Any, ...]) -> tuple[torch.Tensor]:
@@ -41,10 +41,35 @@ def load_with_features(folder: Path, card: ModelCard) -> WithFeatures:
 
 def in_bfloat16(network: WithFeatures) -> WithFeatures:
     """The same with normalisation folded into the convolutions, in bfloat16 but for its last layer."""
-    ready = copy.deepcopy(network.network)
-    fold(ready)
-    low: WithFeatures = WithFeatures(ready.bfloat16()).eval().requires_grad_(False)
-    low.head.float()
+    low: WithFeatures = WithFeatures(_lowered(network.network)).eval().requires_grad_(False)
+    return low
+
+
+class LogitsInBfloat16(nn.Module):
+    """(n, 3, s, s) float32 -> (n, 15) float32 logits, computed as `in_bfloat16` does. It keeps nothing between calls, so that
+    threads may share it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = _lowered(network).to(memory_format=torch.channels_last)
+        head_of(self.network).register_forward_pre_hook(lambda _head, inputs: (inputs[0].float(),))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(x.to(torch.bfloat16, memory_format=torch.channels_last))
+        return logits
+
+
+def head_of(network: nn.Module) -> nn.Linear:
+    """The last dense layer."""
+    return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+
+
+def _lowered(network: nn.Module) -> nn.Module:
+    """A copy with normalisation folded into the convolutions, in bfloat16 but for its last dense layer."""
+    low = copy.deepcopy(network)
+    fold(low)
+    low.bfloat16()
+    head_of(low).float()
     return low
 
 
