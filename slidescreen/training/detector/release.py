@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any, Final
 
 from safetensors.torch import save_file
 
+from slidescreen.atomic import replacing, write_text
 from slidescreen.detect import DetectSettings
 from slidescreen.detector_card import ARCHITECTURE, DEFAULT_DETECTOR
 from slidescreen.detector_model import NETWORK_UM_PER_PX, LeukocyteNet, flops_per_px
 from slidescreen.detector_network import NetworkDetector, network_detector
-from slidescreen.errors import OutputError, UsageError
+from slidescreen.errors import UsageError
 from slidescreen.model import CARD, WEIGHTS
 from slidescreen.training.detector.data import CAMERAS
 from slidescreen.training.detector.fit import TrainSettings, load_sources, train, tuning_fields
@@ -60,15 +60,10 @@ def make_detector(network: LeukocyteNet, score: float) -> NetworkDetector:
 
 def write_detector(folder: Path, network: LeukocyteNet, score: float, settings: TrainSettings) -> None:
     """Weights and card; what an older card says was measured is dropped, since these are other weights."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{WEIGHTS}.{os.getpid()}"
+    with replacing(folder / WEIGHTS) as partial:
         save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial)
         sha256 = hashlib.sha256(partial.read_bytes()).hexdigest()
         partial.chmod(0o644)
-        partial.replace(folder / WEIGHTS)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another folder with -o") from error
     write_card(
         folder,
         {
@@ -89,9 +84,7 @@ def write_detector(folder: Path, network: LeukocyteNet, score: float, settings: 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """`card.json`, whole or not at all."""
-    partial = folder / f".{CARD}.{os.getpid()}"
-    partial.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / CARD)
+    write_text(folder / CARD, json.dumps(card, indent=1) + "\n")
 
 
 def record_measures(folder: Path, measured: Mapping[str, Any]) -> None:
