@@ -227,6 +227,26 @@ def test_refusals_are_named(kind: str, area: float, reason: str) -> None:
     assert refusal(shape, DetectSettings()) == reason
 
 
+def test_what_a_border_cuts_is_not_refused_for_being_small() -> None:
+    shape = Shape(Point(5, 5), Box(0, 0, 10, 10), (), (), 11.0, 2.0, 0.3, 0.6, "leukocyte", 0.9)
+    assert refusal(shape, DetectSettings())
+    assert not refusal(shape, DetectSettings(), cut=True)
+    assert refusal(dataclasses.replace(shape, kind="platelet"), DetectSettings(), cut=True) == "platelet"
+
+
+def test_a_cell_cut_to_less_than_half_is_found(smear: Smear, detector: NetworkDetector) -> None:
+    cells = [c for c in smear[1] if c.label == "NGS" and c.box.right < SMEAR.width - 100]
+    found = 0
+    for cell in cells:
+        x = cell.box.x + round(0.65 * cell.box.width)
+        found += any(
+            not b.refusal and b.centre.x < 20 and cell.box.y < b.centre.y < cell.box.bottom
+            for b in detector.find(np.ascontiguousarray(smear[0][:, x:]), UM_PER_PX)
+        )
+    assert found >= 0.8 * len(cells)
+    assert len(cells) > 3
+
+
 def test_focus_falls_with_blur(smear: Smear) -> None:
     import cv2
 

@@ -18,8 +18,10 @@ from slidescreen.training.detector.data import ARTEFACT, IGNORED, PLATELET, SAMP
 
 SCENE_PX: Final = 128
 SCALES: Final = (0.7, 1.4)
-SINGLES: Final = ("masks", "cells", "giants")
-"""Groups of samples that hold one cell each."""
+SINGLES: Final = ("masks 1", "cells", "platelets", "giants")
+"""Groups of samples that hold one cell each and are shown four at a time."""
+OUTLINED: Final = ("masks 1", "masks 2")
+"""Groups of expertly outlined cells, which are also pasted beside others."""
 BARE: Final = 0.04
 """Share of scenes that show glass and dirt only."""
 FLUSH: Final = 0.3
@@ -64,8 +66,7 @@ class Truth:
 
 
 def make_scene(rng: np.random.Generator, sources: Mapping[str, Sequence[Sample]], shares: Mapping[str, float]) -> Truth:
-    """One scene from `sources`, groups of samples by name, drawn with the chances `shares`. The group "masks" also gives the
-    cells that are pasted beside others; groups of `SINGLES` are shown four at a time."""
+    """One scene from `sources`, groups of samples by name, drawn with the chances `shares`."""
     names = list(shares)
     name = names[int(rng.choice(len(names), p=np.array([shares[n] for n in names]) / sum(shares.values())))]
     scene = Scene(
@@ -86,9 +87,10 @@ def make_scene(rng: np.random.Generator, sources: Mapping[str, Sequence[Sample]]
                 _show(rng, scene, _drawn(rng, sources[name]), x, y, half)
     else:
         _show(rng, scene, first, 0, 0, SCENE_PX)
-        if sources.get("masks") and rng.random() < 0.45:
+        outlined = [group for group in OUTLINED if sources.get(group)]
+        if outlined and rng.random() < 0.45:
             for _ in range(int(rng.integers(1, 4))):
-                _paste_cell(rng, scene, _drawn(rng, sources["masks"]))
+                _paste_cell(rng, scene, _drawn(rng, sources[outlined[int(rng.integers(len(outlined)))]]))
     if rng.random() < 0.4:
         for _ in range(int(rng.integers(1, 4))):
             _add_dirt(rng, scene)
@@ -244,7 +246,9 @@ def _add_dirt(rng: np.random.Generator, scene: Scene) -> None:
     mark = shade > 0.5
     if target_um > 4 and _hides(scene, mark):
         return
-    shade = cv2.GaussianBlur(shade, (0, 0), rng.uniform(0.4, 1.2)) * rng.uniform(0.6, 1.0)
+    if rng.random() < 0.7:
+        shade = cv2.GaussianBlur(shade, (0, 0), rng.uniform(0.4, 1.2))
+    shade = shade * rng.uniform(0.6, 1.0)
     scene.image[:] = scene.image * (1 - shade[..., None]) + shade[..., None] * colour
     if target_um > 4 and len(scene.targets) < 250:
         scene.targets.append(Target(float(x), float(y), ARTEFACT, target_um))

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from slidescreen.detector_model import FINE, LeukocyteNet, split_maps
 from slidescreen.training.checkpoint import follow, load_checkpoint, save_checkpoint
-from slidescreen.training.detector.augment import SINGLES, Truth, make_scene
+from slidescreen.training.detector.augment import OUTLINED, SINGLES, Truth, make_scene
 from slidescreen.training.detector.data import (
     IGNORED,
+    LEUKOCYTE,
     LabelledField,
     Sample,
     cell_sample,
@@ -35,6 +36,8 @@ from slidescreen.training.detector.data import (
 
 log = logging.getLogger(__name__)
 
+KIND_SHARES: Final = (0.3, 0.2, 0.15)
+"""What leukocytes, platelets and artefacts count in the loss of kinds, however many px they have."""
 LAST: Final = "checkpoint.safetensors"
 SAVE_EVERY: Final = 250
 
@@ -44,7 +47,7 @@ class TrainSettings:
     """`steps` of `batch` scenes. `decay`: of the moving average of the weights, which is what is kept. `left_out`: a camera
     whose fields are not learned from. `workers`: processes that draw scenes beside the one that learns."""
 
-    steps: int = 7000
+    steps: int = 5500
     batch: int = 16
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
@@ -58,15 +61,18 @@ Sources = dict[str, list[Sample]]
 
 
 def load_sources(fields: Path, masks: Path, cells: Path | None, left_out: str = "") -> Sources:
-    """The samples to learn from, by group: one per camera, "masks", and "cells" where their folder is given."""
+    """The samples to learn from, by group: by camera, by set of masks, single cells where their folder is given."""
     learn, _ = split_tuning(list_fields(fields, "train"))
     sources: Sources = {}
     for labelled in learn:
         if labelled.camera != left_out:
             sources.setdefault(labelled.camera, []).append(field_sample(labelled))
-    sources["masks"] = [mask_sample(*m) for m in list_masks(masks, "learn")]
+    for path, mask, um_per_px in list_masks(masks, "learn"):
+        group = next(name for name in OUTLINED if path.name.startswith(f"set{name[-1]}_"))
+        sources.setdefault(group, []).append(mask_sample(path, mask, um_per_px))
     if cells is not None:
-        sources["cells"] = [cell_sample(c) for c in list_cells(cells, "learn")]
+        for cell in list_cells(cells, "learn"):
+            sources.setdefault("cells" if cell.kind == LEUKOCYTE else "platelets", []).append(cell_sample(cell))
         sources["giants"] = [giant_sample(c) for c in list_giants(cells, "learn")]
     return sources
 
@@ -77,9 +83,10 @@ def tuning_fields(fields: Path) -> list[LabelledField]:
 
 
 def source_shares(sources: Sources) -> dict[str, float]:
-    """How often each group is shown: fields 56 % (cameras alike), masks 26 %, single cells 16 %, giant platelets 2 %."""
-    cameras = [n for n in sources if n not in SINGLES]
-    shares = {name: 0.56 / len(cameras) for name in cameras} | {"masks": 0.26, "cells": 0.16, "giants": 0.02}
+    """How often each group is shown: fields 56 % (cameras alike), masks 26 % (sets alike), single cells 14 %, platelets 4 %."""
+    cameras = [n for n in sources if n not in (*SINGLES, *OUTLINED)]
+    shares = {name: 0.56 / len(cameras) for name in cameras} | dict.fromkeys(OUTLINED, 0.13)
+    shares |= {"cells": 0.14, "platelets": 0.02, "giants": 0.02}
     return {name: shares[name] for name in sources}
 
 
@@ -119,11 +126,12 @@ def loss_of(heads: torch.Tensor, truth: Sequence[torch.Tensor]) -> dict[str, tor
     overlap, size = (q * target).sum((2, 3)), (q + target).sum((2, 3))
     body = kind != IGNORED
     per_px = functional.cross_entropy(maps.kind, kind.where(body, torch.zeros_like(kind)), reduction="none")
+    shares = sum(((kind == k) * (w / (kind == k).sum().clamp(min=1)) for k, w in enumerate(KIND_SHARES)), torch.zeros(()))
     away = (maps.offset - offset).abs().sum(1)
     return {
         "centre": (hit + miss).sum() / peak.sum().clamp(min=1),
-        "masks": 2 * each[0] + 3 * each[1] + (1 - (2 * overlap + 10) / (size + 10)).mean(),
-        "kind": 0.5 * (per_px * body).sum() / body.sum().clamp(min=1),
+        "masks": 3 * each[0] + 3 * each[1] + (1 - (2 * overlap + 10) / (size + 10)).mean(),
+        "kind": (per_px * shares).sum(),
         "offset": 0.5 * (away * body).sum() / body.sum().clamp(min=1),
     }
 
