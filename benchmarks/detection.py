@@ -105,7 +105,7 @@ def measure_cells(detector: Detector, folder: Path) -> dict[str, Any]:
 
 def leave_one_out(options: argparse.Namespace) -> dict[str, Any]:
     results = {}
-    for camera in CAMERAS:
+    for camera in options.left_out:
         settings = TrainSettings(steps=options.leave_one_out, left_out=camera)
         network, score = train_detector(options.fields, options.masks, options.cells, settings, options.work / camera)
         own = [f for f in list_fields(options.fields, "val") if f.camera == camera]
@@ -135,6 +135,9 @@ def main() -> None:
     parser.add_argument("--cells", type=Path)
     parser.add_argument("--model", default=DEFAULT_DETECTOR)
     parser.add_argument("--leave-one-out", type=int, default=0, metavar="STEPS")
+    parser.add_argument(
+        "--left-out", nargs="+", default=list(CAMERAS), choices=CAMERAS, help="the cameras to leave out in turn"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/leave-one-out"))
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()

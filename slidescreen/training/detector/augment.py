@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidescreen.detector_model import COARSE, FINE, NETWORK_UM_PER_PX, OFFSET_UM
-from slidescreen.training.detector.data import ARTEFACT, IGNORED, PLATELET, SAMPLE_UM_PER_PX, Sample, Target
+from slidescreen.training.detector.data import ARTEFACT, IGNORED, SAMPLE_UM_PER_PX, Sample, Target
 
 SCENE_PX: Final = 128
 SCALES: Final = (0.7, 1.4)
@@ -30,8 +30,6 @@ SEEN_PX: Final = 33
 """Of a body that the scene's border cuts, 3 um^2 are seen, or nothing is said of it."""
 HIDDEN: Final = -1e3
 """Where targets are put that the scene does not show any more."""
-ENLARGED: Final = (1.3, 2.4)
-"""Platelets are sometimes shown larger by as much."""
 
 Canvas = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -124,8 +122,6 @@ def _turn(rng: np.random.Generator, squeeze: float = 0.08) -> NDArray[np.float64
 def _show(rng: np.random.Generator, scene: Scene, sample: Sample, x: int, y: int, side: int) -> None:
     """Fill the square of the scene with the part of the sample around one of its targets, or around any point of it."""
     turn = _turn(rng)
-    if side < SCENE_PX and sample.targets[0].kind == PLATELET and rng.random() < 0.25:
-        turn = turn * rng.uniform(*ENLARGED)
     height, width = sample.image.shape[:2]
     if sample.targets and (side < SCENE_PX or rng.random() < 0.4):
         target = sample.targets[int(rng.integers(len(sample.targets)))]

@@ -36,8 +36,8 @@ HELD_BACK: Final = 5
 """Every fifth expert mask of each set is kept for measuring."""
 TUNING: Final = 8
 """Every eighth training field is kept for choosing thresholds."""
-CORE_UM: Final = {LEUKOCYTE: 2.5, PLATELET: 1.0}
-AROUND_UM: Final = {LEUKOCYTE: 10.0, PLATELET: 4.5}
+CORE_UM: Final = {LEUKOCYTE: 2.5, PLATELET: 1.5}
+AROUND_UM: Final = {LEUKOCYTE: 10.0, PLATELET: 5.0}
 INNER_RIM, OUTER_RIM = 0.80, 1.08
 """A box's ellipse is body up to the inner share of its radius and ground from the outer one on; between, unknown."""
 
@@ -302,7 +302,7 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
 
 def cell_sample(cell: SingleCell) -> Sample:
     """A body of unknown outline in the middle; what lies around it is unknown too unless it is alone."""
-    return _middle_sample(cell, 12.0 if cell.kind == LEUKOCYTE else 3.5, CORE_UM[cell.kind])
+    return _middle_sample(cell, 12.0 if cell.kind == LEUKOCYTE else 5.0, CORE_UM[cell.kind])
 
 
 def giant_sample(cell: SingleCell) -> Sample:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -41,13 +41,18 @@ LIMITS: Final = (
 
 
 def train_detector(
-    fields: Path, masks: Path, cells: Path | None, settings: TrainSettings, work: Path
+    fields: Path,
+    masks: Path,
+    cells: Path | None,
+    settings: TrainSettings,
+    work: Path,
+    tell: Callable[[int], None] = lambda step: None,
 ) -> tuple[LeukocyteNet, float]:
     """Train with checkpoints in `work`; the network and the centre score that does best on the training fields kept aside,
     those of a camera that is left out not looked at. Raises UsageError for data or settings that cannot be used."""
     if settings.left_out and settings.left_out not in CAMERAS:
         raise UsageError(f"{settings.left_out}: no such camera; use one of {', '.join(CAMERAS)}")
-    network = train(load_sources(fields, masks, cells, settings.left_out), settings, work)
+    network = train(load_sources(fields, masks, cells, settings.left_out), settings, work, tell)
     kept = [f for f in tuning_fields(fields) if f.camera != settings.left_out]
     score = choose_score(kept, lambda s: network_detector(network, NETWORK_UM_PER_PX, s, DetectSettings()))
     return network, score
