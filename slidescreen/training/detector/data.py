@@ -41,7 +41,7 @@ AROUND_UM: Final = {LEUKOCYTE: 10.0, PLATELET: 5.0}
 INNER_RIM, OUTER_RIM = 0.80, 1.08
 """A box's ellipse is body up to the inner share of its radius and ground from the outer one on; between, unknown."""
 
-UNSURE_STAIN: Final = 0.2
+UNSURE_STAIN: Final = 0.15
 """Nuclear stain nearer to the colour rules' threshold than this tells nothing."""
 DOUBLE: Final = 0.5
 """Two boxes of leukocytes whose overlap is a larger share of their union are one cell's; the smaller one is believed."""
@@ -320,8 +320,6 @@ def _middle_sample(cell: SingleCell, diameter_um: float, core_um: float) -> Samp
     if cell.alone:
         bodies[distance > AROUND_UM[kind]] = nuclei[distance > AROUND_UM[kind]] = 0
     bodies[distance < core_um] = 1
-    if kind == PLATELET:
-        nuclei[distance < AROUND_UM[kind]] = 0
     known = (distance < 4.0) | ((distance > AROUND_UM[kind]) & cell.alone)
     return Sample(image, bodies, nuclei, known.astype(np.uint8), (target,))
 

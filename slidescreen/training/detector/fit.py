@@ -36,7 +36,7 @@ from slidescreen.training.detector.data import (
 
 log = logging.getLogger(__name__)
 
-KIND_SHARES: Final = (0.3, 0.25, 0.15)
+KIND_SHARES: Final = (0.5, 0.12, 0.15)
 """What leukocytes, platelets and artefacts count in the loss of kinds, however many px they have."""
 LAST: Final = "checkpoint.safetensors"
 SAVE_EVERY: Final = 250
@@ -47,7 +47,7 @@ class TrainSettings:
     """`steps` of `batch` scenes. `decay`: of the moving average of the weights, which is what is kept. `left_out`: a camera
     whose fields are not learned from. `workers`: processes that draw scenes beside the one that learns."""
 
-    steps: int = 2500
+    steps: int = 4000
     batch: int = 16
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
@@ -83,10 +83,10 @@ def tuning_fields(fields: Path) -> list[LabelledField]:
 
 
 def source_shares(sources: Sources) -> dict[str, float]:
-    """How often each group is shown: fields 54 % (cameras alike), masks 26 % (sets alike), single cells 12 %, platelets 8 %."""
+    """How often each group is shown: fields 54 % (cameras alike), masks 28 % (sets alike), single cells 12 %, platelets 6 %."""
     cameras = [n for n in sources if n not in (*SINGLES, *OUTLINED)]
-    shares = {name: 0.54 / len(cameras) for name in cameras} | dict.fromkeys(OUTLINED, 0.13)
-    shares |= {"cells": 0.12, "platelets": 0.06, "giants": 0.02}
+    shares = {name: 0.54 / len(cameras) for name in cameras} | dict.fromkeys(OUTLINED, 0.14)
+    shares |= {"cells": 0.12, "platelets": 0.045, "giants": 0.015}
     return {name: shares[name] for name in sources}
 
 
@@ -130,7 +130,7 @@ def loss_of(heads: torch.Tensor, truth: Sequence[torch.Tensor]) -> dict[str, tor
     away = (maps.offset - offset).abs().sum(1)
     return {
         "centre": (hit + miss).sum() / peak.sum().clamp(min=1),
-        "masks": 3 * each[0] + 3 * each[1] + (1 - (2 * overlap + 10) / (size + 10)).mean(),
+        "masks": 3 * each[0] + 5 * each[1] + (1 - (2 * overlap + 10) / (size + 10)).mean(),
         "kind": (per_px * shares).sum(),
         "offset": 0.5 * (away * body).sum() / body.sum().clamp(min=1),
     }
