@@ -24,6 +24,8 @@ from slidescreen.records import Outline, RgbImage
 STEPS: Final = 8
 """Eighths in which working grids are resampled: `STRIDE * STEPS` px of a grid are whole strides, which is `LATTICE_PX`."""
 FINEST_SHARE: Final = 0.6
+CUT_NUCLEUS: Final = 0.2
+"""Least share of nucleus in what is seen of a cell that the image's border cuts."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,7 +139,8 @@ def _body(shape: Shape, share: float, reason: str) -> Body:
 
 
 def refusal(shape: Shape, settings: DetectSettings, *, cut: bool = False) -> str:
-    """Why the body is no leukocyte to be typed; empty where it is one. What the image's border has `cut` may be small."""
+    """Why the body is no leukocyte to be typed; empty where it is one. What the image's border has `cut` may be small, and its
+    nucleus too."""
     if shape.kind == "platelet":
         return "platelet" if shape.area_um2 < settings.giant_platelet_um2 else "giant or aggregated platelets"
     if shape.kind == "artefact":
@@ -146,7 +149,7 @@ def refusal(shape: Shape, settings: DetectSettings, *, cut: bool = False) -> str
         return "too small (platelet or precipitate)"
     if shape.area_um2 > settings.max_cell_um2:
         return "too large (clump)"
-    if shape.nucleus_um2 < settings.bare_um2 and not cut:
+    if shape.nucleus_um2 < min(settings.bare_um2, CUT_NUCLEUS * shape.area_um2 if cut else settings.bare_um2):
         return "no nucleus"
     return ""
 

@@ -228,10 +228,11 @@ def test_refusals_are_named(kind: str, area: float, reason: str) -> None:
 
 
 def test_what_a_border_cuts_is_not_refused_for_being_small() -> None:
-    shape = Shape(Point(5, 5), Box(0, 0, 10, 10), (), (), 11.0, 2.0, 0.3, 0.6, "leukocyte", 0.9)
+    shape = Shape(Point(5, 5), Box(0, 0, 10, 10), (), (), 11.0, 3.0, 0.3, 0.6, "leukocyte", 0.9)
     assert refusal(shape, DetectSettings())
     assert not refusal(shape, DetectSettings(), cut=True)
     assert refusal(dataclasses.replace(shape, kind="platelet"), DetectSettings(), cut=True) == "platelet"
+    assert refusal(dataclasses.replace(shape, nucleus_um2=2.0), DetectSettings(), cut=True) == "no nucleus"
 
 
 def test_a_cell_cut_to_less_than_half_is_found(smear: Smear, detector: NetworkDetector) -> None:
