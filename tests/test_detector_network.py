@@ -13,7 +13,7 @@ import torch
 from slidescreen.demo import PaintedCell, paint_smear
 from slidescreen.detect import LATTICE_PX, Body, DetectSettings
 from slidescreen.detector_card import DEFAULT_DETECTOR, load_detector_card
-from slidescreen.detector_model import KINDS, LeukocyteNet, flops_per_px, load_detector_network, split_maps
+from slidescreen.detector_model import KINDS, LeukocyteNet, flops_per_px, load_detector_network, move_borders, split_maps
 from slidescreen.detector_network import NetworkDetector, load_detector, refusal
 from slidescreen.errors import ModelError
 from slidescreen.geometry import Box, Point, Size
@@ -70,6 +70,15 @@ def test_maps_have_the_documented_shapes() -> None:
     assert maps.kind.shape == (2, len(KINDS), 16, 24)
     assert maps.offset.shape == (2, 2, 16, 24)
     assert maps.masks.shape == (2, 2, 32, 48)
+
+
+def test_borders_are_moved_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    network, image = LeukocyteNet().eval(), torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        before, after = split_maps(network(image)), split_maps(move_borders(network, 0.5, -1.0)(image))
+    assert torch.allclose(after.masks - before.masks, torch.tensor([0.5, -1.0])[:, None, None].expand(2, 32, 32), atol=1e-5)
+    assert all(torch.equal(getattr(before, k), getattr(after, k)) for k in ("centre", "kind", "offset"))
 
 
 def test_scenes_are_repeatable_and_name_what_they_hold(sample: Sample) -> None:

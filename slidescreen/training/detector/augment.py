@@ -243,8 +243,8 @@ def _add_dirt(rng: np.random.Generator, scene: Scene) -> None:
     if target_um > 4 and _hides(scene, mark):
         return
     if rng.random() < 0.7:
-        shade = cv2.GaussianBlur(shade, (0, 0), rng.uniform(0.4, 1.2))
-    shade = shade * rng.uniform(0.6, 1.0)
+        shade = np.asarray(cv2.GaussianBlur(shade, (0, 0), rng.uniform(0.4, 1.2)), np.float32)
+    shade *= np.float32(rng.uniform(0.6, 1.0))
     scene.image[:] = scene.image * (1 - shade[..., None]) + shade[..., None] * colour
     if target_um > 4 and len(scene.targets) < 250:
         scene.targets.append(Target(float(x), float(y), ARTEFACT, target_um))
