@@ -24,7 +24,7 @@ def train_detector(
     work: Annotated[Path, typer.Option("--work", help="Folder of checkpoints; the same command goes on from them.")] = Path(
         "build/leukocyte-detector"
     ),
-    steps: Annotated[int, typer.Option("--steps", min=1)] = 4000,
+    steps: Annotated[int, typer.Option("--steps", min=1)] = 6000,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     leave_out: Annotated[str, typer.Option("--leave-out", help="A camera whose fields are not learned from.")] = "",
     verbose: VerboseOption = False,

@@ -47,7 +47,7 @@ class TrainSettings:
     """`steps` of `batch` scenes. `decay`: of the moving average of the weights, which is what is kept. `left_out`: a camera
     whose fields are not learned from. `workers`: processes that draw scenes beside the one that learns."""
 
-    steps: int = 4000
+    steps: int = 6000
     batch: int = 16
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
