@@ -23,9 +23,19 @@ from slidescreen.logs import start_log
 from slidescreen.model import find_model
 from slidescreen.records import RgbImage
 from slidescreen.slide import read_image
-from slidescreen.training.detector.data import CAMERAS, MASK_SETS, LabelledField, list_fields, list_masks
+from slidescreen.training.detector.data import (
+    CAMERAS,
+    LEUKOCYTE,
+    MASK_SETS,
+    PLATELET,
+    LabelledField,
+    list_cells,
+    list_fields,
+    list_giants,
+    list_masks,
+)
 from slidescreen.training.detector.fit import TrainSettings
-from slidescreen.training.detector.measure import Tally, dice_of_masks, judge_fields, tally_by_camera
+from slidescreen.training.detector.measure import Tally, accepted, dice_of_masks, judge_fields, tally_by_camera
 from slidescreen.training.detector.release import make_detector, record_measures, train_detector
 
 SCAN_MPX = 244.0
@@ -68,12 +78,14 @@ def measure(detector: Detector, options: argparse.Namespace) -> dict[str, Any]:
         "val fields": {c: numbers(network[c]) for c in CAMERAS},
         "val fields, colour rules": {c: numbers(rules[c]) for c in CAMERAS},
     }
-    held_back = list_masks(options.masks, held_back=True)
+    held_back = list_masks(options.masks, "held back")
     for name in MASK_SETS:
         own = [m for m in held_back if m[0].name.startswith(f"set{name}_")]
         scores = np.array(dice_of_masks(own, lambda *_: detector))
         cell, nucleus = (round(float(v), 4) for v in scores.mean(0))
         table[f"held-back masks, set {name}"] = {"images": len(own), "cell Dice": cell, "nucleus Dice": nucleus}
+    if options.cells is not None:
+        table["single cells not learned from"] = measure_cells(detector, options.cells)
     table["cost"] = {
         "FLOP per px": round(flops_per_px()),
         "s per 244 Mpx": round(seconds_per_scan(detector, options.fields), 1),
@@ -81,9 +93,19 @@ def measure(detector: Detector, options: argparse.Namespace) -> dict[str, Any]:
     return table
 
 
+def measure_cells(detector: Detector, folder: Path) -> dict[str, Any]:
+    """Of held-back images of one cell each, how many are taken for a leukocyte."""
+    cells, giants = list_cells(folder, "held back"), list_giants(folder, "held back")
+    groups = {
+        f"{s}, leukocytes": [c for c in cells if c.source == s and c.kind == LEUKOCYTE] for s in ("lmu", "pbc", "deepapl")
+    }
+    groups |= {"platelets": [c for c in cells if c.kind == PLATELET], "giant platelets": giants}
+    return {name: {"images": len(own), "accepted": accepted(own, detector)} for name, own in groups.items()}
+
+
 def leave_one_out(options: argparse.Namespace) -> dict[str, Any]:
     results = {}
-    for camera in CAMERAS:
+    for camera in options.left_out:
         settings = TrainSettings(steps=options.leave_one_out, left_out=camera)
         network, score = train_detector(options.fields, options.masks, options.cells, settings, options.work / camera)
         own = [f for f in list_fields(options.fields, "val") if f.camera == camera]
@@ -95,8 +117,11 @@ def leave_one_out(options: argparse.Namespace) -> dict[str, Any]:
 def print_table(measured: dict[str, Any]) -> None:
     print(f"{'':42} {'camera':12} {'cells':>5} {'found':>5} {'false':>5} {'recall':>7} {'precis.':>7} {'F1':>7}")
     for name, rows in measured.items():
-        if name in ("cost",) or name.startswith("held-back"):
+        if name == "cost" or name.startswith("held-back"):
             print(f"{name:42} " + ", ".join(f"{k} {v:g}" for k, v in rows.items()))
+            continue
+        if name.startswith("single"):
+            print(f"{name:42} " + "; ".join(f"{k}: {n['accepted']} of {n['images']} accepted" for k, n in rows.items()))
             continue
         for camera, n in ((c, n) for c, n in rows.items() if c in CAMERAS):
             counts = f"{n['labelled']:5} {n['found']:5} {n['false']:5}"
@@ -110,6 +135,9 @@ def main() -> None:
     parser.add_argument("--cells", type=Path)
     parser.add_argument("--model", default=DEFAULT_DETECTOR)
     parser.add_argument("--leave-one-out", type=int, default=0, metavar="STEPS")
+    parser.add_argument(
+        "--left-out", nargs="+", default=list(CAMERAS), choices=CAMERAS, help="the cameras to leave out in turn"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/leave-one-out"))
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()

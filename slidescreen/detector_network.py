@@ -24,6 +24,8 @@ from slidescreen.records import Outline, RgbImage
 STEPS: Final = 8
 """Eighths in which working grids are resampled: `STRIDE * STEPS` px of a grid are whole strides, which is `LATTICE_PX`."""
 FINEST_SHARE: Final = 0.6
+CUT_NUCLEUS: Final = 0.2
+"""Least share of nucleus in what is seen of a cell that the image's border cuts."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,9 +48,10 @@ class NetworkDetector:
         if share >= FINEST_SHARE:
             share = round(STEPS * share) / STEPS
         height, width = image.shape[:2]
-        scaled = _padded(_resampled(image, share))
+        resampled = _resampled(image, share)
+        scaled = _padded(resampled)
         shapes = find_shapes(self._maps(scaled), scaled, um_per_px / share, self.centre_score, self.settings.candidate_um2)
-        bodies = [_body(shape, share, self.settings) for shape in shapes]
+        bodies = [_body(s, share, refusal(s, self.settings, cut=_cut(s.box, resampled))) for s in shapes]
         return [b for b in bodies if b.centre.x < width and b.centre.y < height]
 
     def _maps(self, image: RgbImage) -> PixelMaps:
@@ -111,7 +114,13 @@ def _padded(image: RgbImage) -> RgbImage:
     return np.pad(image, more, constant_values=255)
 
 
-def _body(shape: Shape, share: float, settings: DetectSettings) -> Body:
+def _cut(box: Box, image: RgbImage) -> bool:
+    """Whether the image's border cuts what lies in the box."""
+    height, width = image.shape[:2]
+    return box.x <= 1 or box.y <= 1 or box.right >= width - 1 or box.bottom >= height - 1
+
+
+def _body(shape: Shape, share: float, reason: str) -> Body:
     """A shape in px of the image it was found in, with the reason for which it is no leukocyte, if there is one."""
     left, top = math.floor(shape.box.x / share), math.floor(shape.box.y / share)
     right, bottom = math.ceil(shape.box.right / share), math.ceil(shape.box.bottom / share)
@@ -119,7 +128,7 @@ def _body(shape: Shape, share: float, settings: DetectSettings) -> Body:
         centre=_scaled(shape.centre, share),
         box=Box(left, top, right - left, bottom - top),
         nucleus_um2=shape.nucleus_um2,
-        refusal=refusal(shape, settings),
+        refusal=reason,
         outline=_outline(shape.outline, share),
         nucleus=tuple(_outline(lobe, share) for lobe in shape.nucleus),
         area_um2=shape.area_um2,
@@ -129,17 +138,18 @@ def _body(shape: Shape, share: float, settings: DetectSettings) -> Body:
     )
 
 
-def refusal(shape: Shape, settings: DetectSettings) -> str:
-    """Why the body is no leukocyte to be typed; empty where it is one."""
+def refusal(shape: Shape, settings: DetectSettings, *, cut: bool = False) -> str:
+    """Why the body is no leukocyte to be typed; empty where it is one. What the image's border has `cut` may be small, and its
+    nucleus too."""
     if shape.kind == "platelet":
         return "platelet" if shape.area_um2 < settings.giant_platelet_um2 else "giant or aggregated platelets"
     if shape.kind == "artefact":
         return "artefact (precipitate, dust or ink)"
-    if shape.area_um2 < settings.min_cell_um2:
+    if shape.area_um2 < settings.min_cell_um2 and not cut:
         return "too small (platelet or precipitate)"
     if shape.area_um2 > settings.max_cell_um2:
         return "too large (clump)"
-    if shape.nucleus_um2 < settings.bare_um2:
+    if shape.nucleus_um2 < min(settings.bare_um2, CUT_NUCLEUS * shape.area_um2 if cut else settings.bare_um2):
         return "no nucleus"
     return ""
 

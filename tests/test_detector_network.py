@@ -13,7 +13,7 @@ import torch
 from slidescreen.demo import PaintedCell, paint_smear
 from slidescreen.detect import LATTICE_PX, Body, DetectSettings
 from slidescreen.detector_card import DEFAULT_DETECTOR, load_detector_card
-from slidescreen.detector_model import KINDS, LeukocyteNet, flops_per_px, load_detector_network, split_maps
+from slidescreen.detector_model import KINDS, LeukocyteNet, flops_per_px, load_detector_network, move_borders, split_maps
 from slidescreen.detector_network import NetworkDetector, load_detector, refusal
 from slidescreen.errors import ModelError
 from slidescreen.geometry import Box, Point, Size
@@ -70,6 +70,15 @@ def test_maps_have_the_documented_shapes() -> None:
     assert maps.kind.shape == (2, len(KINDS), 16, 24)
     assert maps.offset.shape == (2, 2, 16, 24)
     assert maps.masks.shape == (2, 2, 32, 48)
+
+
+def test_borders_are_moved_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    network, image = LeukocyteNet().eval(), torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        before, after = split_maps(network(image)), split_maps(move_borders(network, 0.5, -1.0)(image))
+    assert torch.allclose(after.masks - before.masks, torch.tensor([0.5, -1.0])[:, None, None].expand(2, 32, 32), atol=1e-5)
+    assert all(torch.equal(getattr(before, k), getattr(after, k)) for k in ("centre", "kind", "offset"))
 
 
 def test_scenes_are_repeatable_and_name_what_they_hold(sample: Sample) -> None:
@@ -225,6 +234,27 @@ def test_empty_glass_holds_nothing(detector: NetworkDetector) -> None:
 def test_refusals_are_named(kind: str, area: float, reason: str) -> None:
     shape = Shape(Point(5, 5), Box(0, 0, 10, 10), (), (), area, area / 2, 0.3, 0.6, kind, 0.9)
     assert refusal(shape, DetectSettings()) == reason
+
+
+def test_what_a_border_cuts_is_not_refused_for_being_small() -> None:
+    shape = Shape(Point(5, 5), Box(0, 0, 10, 10), (), (), 11.0, 3.0, 0.3, 0.6, "leukocyte", 0.9)
+    assert refusal(shape, DetectSettings())
+    assert not refusal(shape, DetectSettings(), cut=True)
+    assert refusal(dataclasses.replace(shape, kind="platelet"), DetectSettings(), cut=True) == "platelet"
+    assert refusal(dataclasses.replace(shape, nucleus_um2=2.0), DetectSettings(), cut=True) == "no nucleus"
+
+
+def test_a_cell_cut_to_less_than_half_is_found(smear: Smear, detector: NetworkDetector) -> None:
+    cells = [c for c in smear[1] if c.label == "NGS" and c.box.right < SMEAR.width - 100]
+    found = 0
+    for cell in cells:
+        x = cell.box.x + round(0.65 * cell.box.width)
+        found += any(
+            not b.refusal and b.centre.x < 20 and cell.box.y < b.centre.y < cell.box.bottom
+            for b in detector.find(np.ascontiguousarray(smear[0][:, x:]), UM_PER_PX)
+        )
+    assert found >= 0.8 * len(cells)
+    assert len(cells) > 3
 
 
 def test_focus_falls_with_blur(smear: Smear) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slidescreen.cli.app import train_app
+from slidescreen.cli.app import stopped, train_app
 from slidescreen.cli.options import DeviceOption, VerboseOption, start_log
 from slidescreen.cli.training_bar import TrainingBar
 
@@ -24,7 +24,7 @@ def train_detector(
     work: Annotated[Path, typer.Option("--work", help="Folder of checkpoints; the same command goes on from them.")] = Path(
         "build/leukocyte-detector"
     ),
-    steps: Annotated[int, typer.Option("--steps", min=1)] = 5000,
+    steps: Annotated[int, typer.Option("--steps", min=1)] = 6000,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     leave_out: Annotated[str, typer.Option("--leave-out", help="A camera whose fields are not learned from.")] = "",
     verbose: VerboseOption = False,
@@ -34,8 +34,12 @@ def train_detector(
     from slidescreen.training.detector.fit import TrainSettings
     from slidescreen.training.detector.release import train_detector, write_detector
 
+    def tell(_: int) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+
     settings = TrainSettings(steps=steps, seed=seed, left_out=leave_out)
-    network, score = train_detector(fields, masks, cells, settings, work)
+    network, score = train_detector(fields, masks, cells, settings, work, tell)
     write_detector(out, network, score, settings)
     typer.echo(f"Detector after {steps} steps, centre score {score:g} -> {out}")
 

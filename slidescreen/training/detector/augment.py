@@ -16,10 +16,20 @@ from numpy.typing import NDArray
 from slidescreen.detector_model import COARSE, FINE, NETWORK_UM_PER_PX, OFFSET_UM
 from slidescreen.training.detector.data import ARTEFACT, IGNORED, SAMPLE_UM_PER_PX, Sample, Target
 
-SCENE_PX: Final = 160
+SCENE_PX: Final = 128
 SCALES: Final = (0.7, 1.4)
-SINGLES: Final = ("masks", "cells")
-"""Groups of samples that hold one cell each."""
+SINGLES: Final = ("masks 1", "cells", "platelets", "giants")
+"""Groups of samples that hold one cell each and are shown four at a time."""
+OUTLINED: Final = ("masks 1", "masks 2")
+"""Groups of expertly outlined cells, which are also pasted beside others."""
+BARE: Final = 0.04
+"""Share of scenes that show glass and dirt only."""
+FLUSH: Final = 0.3
+"""How often a field is moved so that its border is the scene's, in each direction."""
+SEEN_PX: Final = 33
+"""Of a body that the scene's border cuts, 3 um^2 are seen, or nothing is said of it."""
+HIDDEN: Final = -1e3
+"""Where targets are put that the scene does not show any more."""
 
 Canvas = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -54,8 +64,7 @@ class Truth:
 
 
 def make_scene(rng: np.random.Generator, sources: Mapping[str, Sequence[Sample]], shares: Mapping[str, float]) -> Truth:
-    """One scene from `sources`, groups of samples by name, drawn with the chances `shares`. The group "masks" also gives the
-    cells that are pasted beside others; groups of `SINGLES` are shown four at a time."""
+    """One scene from `sources`, groups of samples by name, drawn with the chances `shares`."""
     names = list(shares)
     name = names[int(rng.choice(len(names), p=np.array([shares[n] for n in names]) / sum(shares.values())))]
     scene = Scene(
@@ -65,6 +74,8 @@ def make_scene(rng: np.random.Generator, sources: Mapping[str, Sequence[Sample]]
         np.zeros((SCENE_PX, SCENE_PX), np.uint8),
         [],
     )
+    if rng.random() < BARE:
+        return _bare_glass(rng, scene)
     first = _drawn(rng, sources[name])
     scene.image[:] = (_glass(first.image), 255.0, rng.uniform(0, 255))[int(rng.choice(3, p=(0.5, 0.3, 0.2)))]
     if name in SINGLES:
@@ -74,14 +85,25 @@ def make_scene(rng: np.random.Generator, sources: Mapping[str, Sequence[Sample]]
                 _show(rng, scene, _drawn(rng, sources[name]), x, y, half)
     else:
         _show(rng, scene, first, 0, 0, SCENE_PX)
-        if sources.get("masks") and rng.random() < 0.45:
+        outlined = [group for group in OUTLINED if sources.get(group)]
+        if outlined and rng.random() < 0.45:
             for _ in range(int(rng.integers(1, 4))):
-                _paste_cell(rng, scene, _drawn(rng, sources["masks"]))
+                _paste_cell(rng, scene, _drawn(rng, sources[outlined[int(rng.integers(len(outlined)))]]))
     if rng.random() < 0.4:
         for _ in range(int(rng.integers(1, 4))):
             _add_dirt(rng, scene)
     image = _spoil(rng, _restain(rng, scene.image))
     return _truth(scene, image)
+
+
+def _bare_glass(rng: np.random.Generator, scene: Scene) -> Truth:
+    """Dirt on glass without a cell."""
+    scene.image[:] = rng.uniform(150, 255) * (1 - rng.uniform(0, 0.15, 3))
+    scene.bodies[:] = scene.nuclei[:] = 0
+    scene.centres_known[:] = 1
+    for _ in range(int(rng.integers(1, 5))):
+        _add_dirt(rng, scene)
+    return _truth(scene, _spoil(rng, _restain(rng, scene.image)))
 
 
 def _drawn(rng: np.random.Generator, samples: Sequence[Sample]) -> Sample:
@@ -107,21 +129,27 @@ def _show(rng: np.random.Generator, scene: Scene, sample: Sample, x: int, y: int
     else:
         look, reach = np.array([width / 2, height / 2]), 0.25
     shift = np.array([side, side]) * (0.5 + rng.uniform(-reach, reach, 2)) - turn @ look
+    if side == SCENE_PX:
+        shift += _flush(rng, turn @ np.array([[0, width, 0, width], [0, 0, height, height]]) + shift[:, None])
     matrix = np.hstack([turn, shift[:, None]])
     here = np.s_[y : y + side, x : x + side]
     inside = _warp(np.ones((height, width), np.uint8), matrix, side) > 0
-    scene.image[here][inside] = _warp(sample.image, matrix, side, smooth=True)[inside]
+    np.copyto(scene.image[here], _warp(sample.image, matrix, side, smooth=True), where=inside[..., None])
     bodies = _warp(sample.bodies, matrix, side)
-    known = bodies < IGNORED
-    scene.bodies[here][inside] = np.where(known & (bodies > 0), bodies + len(scene.targets), bodies)[inside]
-    scene.nuclei[here][inside] = _warp(sample.nuclei, matrix, side)[inside]
-    scene.centres_known[here][inside] = _warp(sample.centres_known, matrix, side)[inside]
+    bodies[(bodies > 0) & (bodies < IGNORED)] += len(scene.targets)
+    np.copyto(scene.bodies[here], bodies, where=inside)
+    np.copyto(scene.nuclei[here], _warp(sample.nuclei, matrix, side), where=inside)
+    np.copyto(scene.centres_known[here], _warp(sample.centres_known, matrix, side), where=inside)
     size = float(np.sqrt(abs(np.linalg.det(turn)))) * NETWORK_UM_PER_PX / SAMPLE_UM_PER_PX
     for target in sample.targets:
-        at = turn @ np.array([target.x, target.y]) + shift
-        inside_square = 0 <= at[0] < side and 0 <= at[1] < side
-        where = at + np.array([x, y]) if inside_square else np.array([-1e3, -1e3])
-        scene.targets.append(Target(float(where[0]), float(where[1]), target.kind, target.diameter_um * size))
+        at = turn @ np.array([target.x, target.y]) + shift + np.array([x, y])
+        scene.targets.append(Target(float(at[0]), float(at[1]), target.kind, target.diameter_um * size))
+
+
+def _flush(rng: np.random.Generator, corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A move after which the field with these corners (2, 4) sometimes begins or ends where the scene does."""
+    low, high = -corners.min(1), SCENE_PX - corners.max(1)
+    return np.where(rng.random(2) < FLUSH, np.where(rng.random(2) < 0.5, low, high), 0.0)
 
 
 def _warp(image: Bytes, matrix: NDArray[np.float64], side: int, *, smooth: bool = False) -> Bytes:
@@ -184,13 +212,16 @@ def _add_dirt(rng: np.random.Generator, scene: Scene) -> None:
     side = SCENE_PX
     x, y = rng.uniform(8, side - 8, 2)
     shade = np.zeros((side, side), np.float32)
-    dirt = int(rng.integers(5))
-    colour = rng.uniform(0, 110, 3) if dirt in (0, 3) else np.array([70.0, 30.0, 100.0]) + rng.uniform(-30, 40, 3)
+    dirt = int(rng.choice(5, p=(0.36, 0.16, 0.16, 0.16, 0.16)))
+    if dirt == 0:
+        colour = rng.uniform(0, 110) * np.ones(3) + (rng.uniform(-8, 8, 3) if rng.random() < 0.7 else rng.uniform(-60, 60, 3))
+    else:
+        colour = np.array([70.0, 30.0, 100.0]) + rng.uniform(-30, 40, 3)
     target_um = 0.0
     if dirt == 0:  # dust: a dark angular grain, or a fibre
         radius = rng.uniform(3, 16)
         angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(4, 9))))
-        reach = radius * rng.uniform(0.4, 1.0, len(angles))
+        reach = radius * rng.uniform(rng.uniform(0.4, 0.95), 1.0, len(angles))
         points = np.stack([x + reach * np.cos(angles), y + reach * np.sin(angles)], 1)
         cv2.fillPoly(shade, [np.round(points * 8).astype(np.int32)], 1.0, cv2.LINE_AA, 3)
         target_um = 2 * radius * NETWORK_UM_PER_PX
@@ -211,7 +242,9 @@ def _add_dirt(rng: np.random.Generator, scene: Scene) -> None:
     mark = shade > 0.5
     if target_um > 4 and _hides(scene, mark):
         return
-    shade = cv2.GaussianBlur(shade, (0, 0), rng.uniform(0.4, 1.2)) * rng.uniform(0.6, 1.0)
+    if rng.random() < 0.7:
+        shade = np.asarray(cv2.GaussianBlur(shade, (0, 0), rng.uniform(0.4, 1.2)), np.float32)
+    shade *= np.float32(rng.uniform(0.6, 1.0))
     scene.image[:] = scene.image * (1 - shade[..., None]) + shade[..., None] * colour
     if target_um > 4 and len(scene.targets) < 250:
         scene.targets.append(Target(float(x), float(y), ARTEFACT, target_um))
@@ -224,48 +257,63 @@ def _add_dirt(rng: np.random.Generator, scene: Scene) -> None:
         scene.bodies[covered] = scene.nuclei[covered] = IGNORED
         scene.bodies[covered & (cv2.erode(mark.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0)] = 0
         scene.targets[:] = [
-            t if not (0 <= t.x < side and 0 <= t.y < side and covered[int(t.y), int(t.x)]) else Target(-1e3, -1e3, t.kind, 1.0)
+            t
+            if not (0 <= t.x < side and 0 <= t.y < side and covered[int(t.y), int(t.x)])
+            else Target(HIDDEN, HIDDEN, t.kind, 1.0)
             for t in scene.targets
         ]
 
 
 def _restain(rng: np.random.Generator, image: Canvas) -> Canvas:
     """Other stain strength, other glass, other white balance."""
-    x = np.clip(image, 0, 255) / 255
+    x = np.clip(image, 0, 255) * np.float32(1 / 255)
     if rng.random() < 0.85:
         glass = np.clip(np.percentile(x[::4, ::4].reshape(-1, 3), 90, axis=0), 0.2, 1.0)
-        density = -np.log((x + 0.004) / (glass + 0.004))
-        density *= np.exp(rng.normal(0, 0.25)) * np.exp(rng.normal(0, 0.12, 3))
-        if rng.random() < 0.5:
-            density = density @ (np.eye(3) + rng.normal(0, 0.06, (3, 3)))
+        density = -np.log((x + np.float32(0.004)) / _single(glass + 0.004))
+        strength = np.diag(np.exp(rng.normal(0, 0.25)) * np.exp(rng.normal(0, 0.12, 3)))
+        if rng.random() < 0.5:  # each dye another hue: bluish or brownish red cells
+            strength = strength @ (np.eye(3) + rng.normal(0, 0.09, (3, 3)))
+        density = density @ _single(strength)
         new = rng.uniform(0.55, 1.0) * np.array([1.0, 1.0, 1.0]) if rng.random() < 0.5 else glass
         tint = np.exp(-np.abs(rng.normal(0, 0.12, 3)))
-        if rng.random() < 0.12:
-            tint[2] *= rng.uniform(0.5, 0.9)  # yellow light
-        x = new * tint * np.exp(-density)
+        if rng.random() < 0.2:
+            tint *= np.array([1.0, rng.uniform(0.8, 1.0), rng.uniform(0.45, 0.9)])  # yellow to brown light
+        x = _single(new * tint) * np.exp(-density)
     if rng.random() < 0.5:
-        x = np.clip(x, 0, 1) ** np.exp(rng.normal(0, 0.2))
+        x = np.clip(x, 0, 1) ** np.float32(np.exp(rng.normal(0, 0.2)))
     if rng.random() < 0.3:
         grey = x.mean(2, keepdims=True)
-        x = grey + (x - grey) * rng.uniform(0.5, 1.4)
+        x = grey + (x - grey) * np.float32(rng.uniform(0.5, 1.4))
     if rng.random() < 0.4:
-        ramp = np.linspace(-1, 1, x.shape[0])
-        x = x * (1 + rng.normal(0, 0.08) * ramp[:, None, None] + rng.normal(0, 0.08) * ramp[None, :, None])
+        ramp = np.linspace(-1, 1, x.shape[0], dtype=np.float32)
+        down, across = _single(rng.normal(0, 0.08, 2))
+        x = x * (1 + down * ramp[:, None, None] + across * ramp[None, :, None])
     return np.asarray(np.clip(255 * x, 0, 255), np.float32)
 
 
+def _single(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.asarray(values, np.float32)
+
+
 def _spoil(rng: np.random.Generator, image: Canvas) -> Bytes:
-    """Blur, sharpening, noise, JPEG."""
+    """Colour fringes, blur, sharpening, noise, JPEG."""
+    if rng.random() < 0.2:
+        for channel, way in ((0, 1.0), (2, -1.0)):
+            dx, dy = way * rng.uniform(-1, 1, 2)
+            move = np.array([[1, 0, dx], [0, 1, dy]])
+            image[..., channel] = cv2.warpAffine(
+                image[..., channel], move, (SCENE_PX, SCENE_PX), borderMode=cv2.BORDER_REPLICATE
+            )
     chance = rng.random()
     if chance < 0.5:
-        image = np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.6)), np.float32)
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 2.0)), np.float32)
     elif chance < 0.65:
         image = image + rng.uniform(0.3, 1.2) * (image - np.asarray(cv2.GaussianBlur(image, (0, 0), 1.0)))
     if rng.random() < 0.1:
         small = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         image = np.asarray(cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_LINEAR), np.float32)
     if rng.random() < 0.5:
-        image = image + rng.normal(0, rng.uniform(0.5, 7), image.shape).astype(np.float32)
+        image = image + np.float32(rng.uniform(0.5, 7)) * rng.standard_normal(image.shape, np.float32)
     pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
     if rng.random() < 0.5:
         _, coded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 96))])
@@ -280,8 +328,10 @@ def _truth(scene: Scene, image: Bytes) -> Truth:
     offset = np.zeros((2, coarse, coarse), np.float32)
     kind = np.full((coarse, coarse), IGNORED, np.int64)
     body = scene.bodies[COARSE // 2 :: COARSE, COARSE // 2 :: COARSE]
-    for k, target in enumerate(scene.targets, 1):
-        if target.x < 0:
+    for k, whole in enumerate(scene.targets, 1):
+        target = _as_seen(whole, scene.bodies == k)
+        if target is None:
+            known = known * (body != k)
             body = np.where(body == k, IGNORED, body)
             continue
         dx, dy = target.x - middle[None, :], target.y - middle[:, None]
@@ -304,6 +354,19 @@ def _truth(scene: Scene, image: Bytes) -> Truth:
         offset,
         masks,
     )
+
+
+def _as_seen(target: Target, body: NDArray[np.bool_]) -> Target | None:
+    """The target; of a body that the border cuts, moved to the middle of what is seen; None where that is too little."""
+    cut = body[0].any() or body[-1].any() or body[:, 0].any() or body[:, -1].any()
+    if target.x == HIDDEN or not (cut or (0 <= target.x < SCENE_PX and 0 <= target.y < SCENE_PX)):
+        return None
+    if not cut:
+        return target
+    if np.count_nonzero(body) < SEEN_PX:
+        return None
+    y, x = (float(v.mean()) + 0.5 for v in np.nonzero(body))
+    return Target(x, y, target.kind, target.diameter_um)
 
 
 def _covered(labels: NDArray[Any]) -> Bytes:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import cv2
 import numpy as np
@@ -36,13 +36,36 @@ HELD_BACK: Final = 5
 """Every fifth expert mask of each set is kept for measuring."""
 TUNING: Final = 8
 """Every eighth training field is kept for choosing thresholds."""
-CORE_UM: Final = {LEUKOCYTE: 2.5, PLATELET: 1.0}
-AROUND_UM: Final = {LEUKOCYTE: 10.0, PLATELET: 4.5}
+CORE_UM: Final = {LEUKOCYTE: 2.5, PLATELET: 1.5}
+AROUND_UM: Final = {LEUKOCYTE: 10.0, PLATELET: 5.0}
 INNER_RIM, OUTER_RIM = 0.80, 1.08
 """A box's ellipse is body up to the inner share of its radius and ground from the outer one on; between, unknown."""
 
-UNSURE_STAIN: Final = 0.08
+UNSURE_STAIN: Final = 0.15
 """Nuclear stain nearer to the colour rules' threshold than this tells nothing."""
+DOUBLE: Final = 0.5
+"""Two boxes of leukocytes whose overlap is a larger share of their union are one cell's; the smaller one is believed."""
+UNSTAINED: Final = 0.03
+"""A leukocyte's box with a smaller share of nuclear stain is doubted where another one of its field has more."""
+BORDER_PX: Final = 2.0
+"""A box that comes as near to the border of its field is of a cell that the border cuts."""
+WHOLE_UM: Final = 9.0
+"""Of a cell cut by two borders at least this much is seen in both directions, or it is taken for a quarter."""
+
+GIANT_PLATELETS: Final = (
+    "02_GT_5899553",
+    "40_GT_11616920",
+    "40_GT_11616954",
+    "40_GT_11617045",
+    "61_GT_13161208",
+    "61_GT_13161334",
+)
+"""Images labelled giant platelet that show one. Most of the others show nucleated cells: erythroblasts, blasts, smudges."""
+UNSEEN_GIANTS: Final = ("20_GT_11617887", "20_GT_11617942", "68_GT_13158301")
+"""The same of other patients, kept for measuring."""
+DOUBTED_LABELS: Final = ("Plasma cells", "Giant thrombocyte", "Thrombocyte aggregation")
+
+Part = Literal["learn", "tune", "held back"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,29 +131,55 @@ def split_tuning(fields: Sequence[LabelledField]) -> tuple[list[LabelledField], 
     return learn, tune
 
 
-def list_masks(folder: Path, *, held_back: bool) -> list[tuple[Path, Path, float]]:
-    """(image, mask, um/px) of the expert masks: every fifth of each set, or the others."""
+def list_masks(folder: Path, part: Part) -> list[tuple[Path, Path, float]]:
+    """(image, mask, um/px) of the expert masks of a part: to learn from, to choose on, or kept for measuring."""
     found = []
     for name, um_per_px in MASK_SETS.items():
         own = sorted((r["file"], r["mask"]) for r in _rows(folder / "masks.csv") if r["set"] == name)
-        found += [(folder / f, folder / m, um_per_px) for i, (f, m) in enumerate(own) if (i % HELD_BACK == 0) == held_back]
+        found += [(folder / f, folder / m, um_per_px) for i, (f, m) in enumerate(own) if _part(i) == part]
     return found
 
 
-def list_cells(folder: Path, most: int = 130) -> list[tuple[Path, int, float, bool]]:
-    """(image, kind, um/px, whether the ground around holds no other cells) of single cells: of smudge cells and platelets all,
-    of each other class of each source at most `most`, evenly spread."""
+def _part(i: int) -> Part:
+    """Every fifth mask is held back; of the others every eighth is for choosing."""
+    if i % HELD_BACK == 0:
+        return "held back"
+    return "tune" if (i - i // HELD_BACK) % TUNING == 0 else "learn"
+
+
+@dataclass(frozen=True, slots=True)
+class SingleCell:
+    """An image with one body in its middle. `kind`: index into `KINDS`. `alone`: the ground around holds no other cells."""
+
+    path: Path
+    source: str
+    kind: int
+    um_per_px: float
+    alone: bool
+
+
+def list_cells(folder: Path, part: Part, most: int = 130) -> list[SingleCell]:
+    """Single cells: every fifth of each class of each source is held back. Of the others all smudge cells and platelets are
+    listed, and about `most` of each other class of each source, evenly spread."""
     groups: defaultdict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
     for row in _rows(folder / "cells.csv"):
-        if row["source_label"] != "Plasma cells":
+        if row["source_label"] not in DOUBTED_LABELS:
             groups[row["source"], row["label"]].append(row)
     found = []
-    for (source, label), rows in sorted(groups.items()):
-        rows = sorted(rows, key=lambda r: r["file"])
+    for (source, label), group in sorted(groups.items()):
+        ordered = sorted(group, key=lambda r: r["file"])
+        rows = [r for i, r in enumerate(ordered) if (i % HELD_BACK == 0) == (part == "held back")]
         step = 1 if label in ("-", "KSC") else max(1, len(rows) // most)
         kind = PLATELET if label == "-" else LEUKOCYTE
-        found += [(folder / r["file"], kind, float(r["um_per_px"]), source == "pbc") for r in rows[::step]]
+        found += [SingleCell(folder / r["file"], source, kind, float(r["um_per_px"]), source == "pbc") for r in rows[::step]]
     return found
+
+
+def list_giants(folder: Path, part: Part) -> list[SingleCell]:
+    """Giant platelets of 6 um and more."""
+    names = tuple(f"{n}.webp" for n in (UNSEEN_GIANTS if part == "held back" else GIANT_PLATELETS))
+    rows = sorted((r for r in _rows(folder / "cells.csv") if r["file"].endswith(names)), key=lambda r: r["file"])
+    return [SingleCell(folder / r["file"], r["source"], PLATELET, float(r["um_per_px"]), alone=False) for r in rows]
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
@@ -144,24 +193,74 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 def field_sample(labelled: LabelledField) -> Sample:
     """Ellipses in the boxes of leukocytes and platelets as outlines, and what the colour rules call nucleus inside them."""
     scale = labelled.um_per_px / SAMPLE_UM_PER_PX
-    image = _resized(read_image(labelled.path), scale)
+    whole = read_image(labelled.path)
+    image = _resized(whole, scale)
     bodies, nuclei = np.zeros(image.shape[:2], np.uint8), np.zeros(image.shape[:2], np.uint8)
+    centres_known = np.ones_like(bodies)
     stain = measure_stain(image.reshape(-1, 3), DetectSettings())
     nuclear = np.asarray(cv2.GaussianBlur(stain.nuclear(image), (0, 0), 1.0), np.float32) / np.float32(100)
+    stained = nuclear > stain.threshold
+    trusted = any(float(_inside(stained, b, scale).mean()) > 3 * UNSTAINED for b in labelled.boxes if b.label == "WBC")
     targets: list[Target] = []
-    boxes = [b for b in labelled.boxes if b.label in ("WBC", "PLT")]
-    for box in sorted(boxes, key=lambda b: -(b.xmax - b.xmin) * (b.ymax - b.ymin)):
-        x, y = scale * (box.xmin + box.xmax) / 2, scale * (box.ymin + box.ymax) / 2
-        a, b = max(1.0, scale * (box.xmax - box.xmin) / 2), max(1.0, scale * (box.ymax - box.ymin) / 2)
+    for box in _once([b for b in labelled.boxes if b.label in ("WBC", "PLT")]):
+        x, a = _axis(box.xmin, box.xmax, box.ymin, box.ymax, whole.shape[1], whole.shape[0], labelled.um_per_px)
+        y, b = _axis(box.ymin, box.ymax, box.xmin, box.xmax, whole.shape[0], whole.shape[1], labelled.um_per_px)
+        radius = _radius(image.shape, scale * x, scale * y, max(1.0, scale * a), max(1.0, scale * b))
         kind = LEUKOCYTE if box.label == "WBC" else PLATELET
-        targets.append(Target(x, y, kind, 2 * SAMPLE_UM_PER_PX * float(np.sqrt(a * b))))
-        radius = _radius(image.shape, x, y, a, b)
+        if kind == LEUKOCYTE and trusted and float(stained[radius < 1].mean()) < UNSTAINED:
+            bodies[radius < OUTER_RIM] = nuclei[radius < OUTER_RIM] = IGNORED
+            centres_known[radius < OUTER_RIM] = 0
+            continue
+        diameter = labelled.um_per_px * float(np.sqrt((box.xmax - box.xmin) * (box.ymax - box.ymin)))
+        middle = scale * (box.xmin + box.xmax) / 2, scale * (box.ymin + box.ymax) / 2
+        targets.append(Target(*middle, kind, diameter))
         bodies[(radius > INNER_RIM) & (radius < OUTER_RIM) & (bodies == 0)] = IGNORED
         bodies[radius <= INNER_RIM] = len(targets)
         if kind == LEUKOCYTE:
             _draw_nucleus(nuclei, nuclear, radius, stain.threshold)
             bodies[(radius < 1) & (nuclei == 1) & (bodies == IGNORED)] = len(targets)
-    return Sample(image, bodies, nuclei, np.ones_like(bodies), tuple(targets))
+    return Sample(image, bodies, nuclei, centres_known, tuple(targets))
+
+
+def _inside(image: NDArray[np.bool_], box: LabelledBox, scale: float) -> NDArray[np.bool_]:
+    x0, y0 = int(scale * box.xmin), int(scale * box.ymin)
+    return image[y0 : max(y0 + 1, int(scale * box.ymax)), x0 : max(x0 + 1, int(scale * box.xmax))]
+
+
+def _once(boxes: Sequence[LabelledBox]) -> list[LabelledBox]:
+    """The largest first, without those that are a second, larger box of the same leukocyte."""
+    ordered = sorted(boxes, key=_area, reverse=True)
+    kept = []
+    for i, box in enumerate(ordered):
+        if box.label != "WBC" or not any(o.label == "WBC" and _overlap(box, o) > DOUBLE for o in ordered[i + 1 :]):
+            kept.append(box)
+    return kept
+
+
+def _area(box: LabelledBox) -> float:
+    return (box.xmax - box.xmin) * (box.ymax - box.ymin)
+
+
+def _overlap(one: LabelledBox, other: LabelledBox) -> float:
+    """Of two boxes, the area they share / the area they cover."""
+    width = min(one.xmax, other.xmax) - max(one.xmin, other.xmin)
+    height = min(one.ymax, other.ymax) - max(one.ymin, other.ymin)
+    shared = max(0.0, width) * max(0.0, height)
+    return shared / max(1e-9, _area(one) + _area(other) - shared)
+
+
+def _axis(
+    low: float, high: float, across_low: float, across_high: float, size: float, across_size: float, um_per_px: float
+) -> tuple[float, float]:
+    """(middle, half axis) of a box's ellipse in one direction, px. Of a cell cut to less than half the ellipse is half one, its
+    middle on the border; of what is seen of a cell in a corner, a quarter."""
+    first, last = low <= BORDER_PX, high >= size - BORDER_PX
+    corner = across_low <= BORDER_PX or across_high >= across_size - BORDER_PX
+    extent, across = high - low, across_high - across_low
+    cut = min(extent, across) * um_per_px < WHOLE_UM if corner else extent < 0.6 * across
+    if first == last or not cut:
+        return (low + high) / 2, extent / 2
+    return (0.0 if first else size), extent
 
 
 def _draw_nucleus(
@@ -201,20 +300,27 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         return np.asarray(image.convert("L") if image.mode != "P" else image, np.uint8)
 
 
-def cell_sample(path: Path, kind: int, um_per_px: float, alone: bool) -> Sample:
-    """A body of unknown outline in the middle; what lies around it is unknown too unless it is `alone`."""
-    image = _resized(read_image(path), um_per_px / SAMPLE_UM_PER_PX)
+def cell_sample(cell: SingleCell) -> Sample:
+    """A body of unknown outline in the middle; what lies around it is unknown too unless it is alone."""
+    return _middle_sample(cell, 12.0 if cell.kind == LEUKOCYTE else 5.0, CORE_UM[cell.kind])
+
+
+def giant_sample(cell: SingleCell) -> Sample:
+    """A giant platelet in the middle."""
+    return _middle_sample(cell, 8.0, 2.0)
+
+
+def _middle_sample(cell: SingleCell, diameter_um: float, core_um: float) -> Sample:
+    image, kind = _resized(read_image(cell.path), cell.um_per_px / SAMPLE_UM_PER_PX), cell.kind
     height, width = image.shape[:2]
-    target = Target(width / 2, height / 2, kind, 12.0 if kind == LEUKOCYTE else 3.5)
+    target = Target(width / 2, height / 2, kind, diameter_um)
     distance = SAMPLE_UM_PER_PX * _radius(image.shape, target.x, target.y, 1, 1)
     bodies = np.full((height, width), IGNORED, np.uint8)
     nuclei = np.full((height, width), IGNORED, np.uint8)
-    if alone:
+    if cell.alone:
         bodies[distance > AROUND_UM[kind]] = nuclei[distance > AROUND_UM[kind]] = 0
-    bodies[distance < CORE_UM[kind]] = 1
-    if kind == PLATELET:
-        nuclei[distance < AROUND_UM[kind]] = 0
-    known = (distance < 4.0) | ((distance > AROUND_UM[kind]) & alone)
+    bodies[distance < core_um] = 1
+    known = (distance < 4.0) | ((distance > AROUND_UM[kind]) & cell.alone)
     return Sample(image, bodies, nuclei, known.astype(np.uint8), (target,))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,15 +17,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from slidescreen.detector_model import FINE, LeukocyteNet, split_maps
 from slidescreen.training.checkpoint import follow, load_checkpoint, save_checkpoint
-from slidescreen.training.detector.augment import SINGLES, Truth, make_scene
+from slidescreen.training.detector.augment import OUTLINED, SINGLES, Truth, make_scene
 from slidescreen.training.detector.data import (
     IGNORED,
+    LEUKOCYTE,
     LabelledField,
     Sample,
     cell_sample,
     field_sample,
+    giant_sample,
     list_cells,
     list_fields,
+    list_giants,
     list_masks,
     mask_sample,
     split_tuning,
@@ -33,6 +36,8 @@ from slidescreen.training.detector.data import (
 
 log = logging.getLogger(__name__)
 
+KIND_SHARES: Final = (0.5, 0.12, 0.15)
+"""What leukocytes, platelets and artefacts count in the loss of kinds, however many px they have."""
 LAST: Final = "checkpoint.safetensors"
 SAVE_EVERY: Final = 250
 
@@ -42,7 +47,7 @@ class TrainSettings:
     """`steps` of `batch` scenes. `decay`: of the moving average of the weights, which is what is kept. `left_out`: a camera
     whose fields are not learned from. `workers`: processes that draw scenes beside the one that learns."""
 
-    steps: int = 5000
+    steps: int = 6000
     batch: int = 16
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
@@ -56,15 +61,19 @@ Sources = dict[str, list[Sample]]
 
 
 def load_sources(fields: Path, masks: Path, cells: Path | None, left_out: str = "") -> Sources:
-    """The samples to learn from, by group: one per camera, "masks", and "cells" where their folder is given."""
+    """The samples to learn from, by group: by camera, by set of masks, single cells where their folder is given."""
     learn, _ = split_tuning(list_fields(fields, "train"))
     sources: Sources = {}
     for labelled in learn:
         if labelled.camera != left_out:
             sources.setdefault(labelled.camera, []).append(field_sample(labelled))
-    sources["masks"] = [mask_sample(*m) for m in list_masks(masks, held_back=False)]
+    for path, mask, um_per_px in list_masks(masks, "learn"):
+        group = next(name for name in OUTLINED if path.name.startswith(f"set{name[-1]}_"))
+        sources.setdefault(group, []).append(mask_sample(path, mask, um_per_px))
     if cells is not None:
-        sources["cells"] = [cell_sample(*c) for c in list_cells(cells)]
+        for cell in list_cells(cells, "learn"):
+            sources.setdefault("cells" if cell.kind == LEUKOCYTE else "platelets", []).append(cell_sample(cell))
+        sources["giants"] = [giant_sample(c) for c in list_giants(cells, "learn")]
     return sources
 
 
@@ -74,9 +83,10 @@ def tuning_fields(fields: Path) -> list[LabelledField]:
 
 
 def source_shares(sources: Sources) -> dict[str, float]:
-    """How often each group is shown: fields 62 % (cameras alike), masks 18 %, single cells 20 %."""
-    cameras = [n for n in sources if n not in SINGLES]
-    shares = {name: 0.62 / len(cameras) for name in cameras} | {"masks": 0.18, "cells": 0.20}
+    """How often each group is shown: fields 54 % (cameras alike), masks 28 % (sets alike), single cells 12 %, platelets 6 %."""
+    cameras = [n for n in sources if n not in (*SINGLES, *OUTLINED)]
+    shares = {name: 0.54 / len(cameras) for name in cameras} | dict.fromkeys(OUTLINED, 0.14)
+    shares |= {"cells": 0.12, "platelets": 0.045, "giants": 0.015}
     return {name: shares[name] for name in sources}
 
 
@@ -100,7 +110,7 @@ class Scenes(Dataset[tuple[torch.Tensor, ...]]):
 def loss_of(heads: torch.Tensor, truth: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """The parts of the loss, each a mean over what is known; their sum is minimised.
 
-    Centres: the focal loss of CenterNet (Zhou et al. 2019). Masks: cross entropy and soft Dice.
+    Centres: the focal loss of CenterNet (Zhou et al. 2019). Masks: cross entropy, and soft Dice scene by scene.
     """
     _, centre, weight, kind, offset, masks = truth
     maps = split_maps(heads)
@@ -111,21 +121,26 @@ def loss_of(heads: torch.Tensor, truth: Sequence[torch.Tensor]) -> dict[str, tor
     known = (masks != IGNORED).float()
     target = masks.float() / FINE**2 * known
     cross = functional.binary_cross_entropy_with_logits(maps.masks, target, reduction="none")
+    each = (cross * known).sum((0, 2, 3)) / known.sum((0, 2, 3)).clamp(min=1)
     q = torch.sigmoid(maps.masks) * known
-    overlap, size = (q * target).sum((0, 2, 3)), (q + target).sum((0, 2, 3))
+    overlap, size = (q * target).sum((2, 3)), (q + target).sum((2, 3))
     body = kind != IGNORED
     per_px = functional.cross_entropy(maps.kind, kind.where(body, torch.zeros_like(kind)), reduction="none")
+    shares = sum(((kind == k) * (w / (kind == k).sum().clamp(min=1)) for k, w in enumerate(KIND_SHARES)), torch.zeros(()))
     away = (maps.offset - offset).abs().sum(1)
     return {
         "centre": (hit + miss).sum() / peak.sum().clamp(min=1),
-        "masks": 4 * (cross * known).sum() / known.sum().clamp(min=1) + (1 - (2 * overlap + 1) / (size + 1)).mean(),
-        "kind": 0.5 * (per_px * body).sum() / body.sum().clamp(min=1),
+        "masks": 3 * each[0] + 5 * each[1] + (1 - (2 * overlap + 10) / (size + 10)).mean(),
+        "kind": (per_px * shares).sum(),
         "offset": 0.5 * (away * body).sum() / body.sum().clamp(min=1),
     }
 
 
-def train(sources: Sources, settings: TrainSettings, folder: Path) -> LeukocyteNet:
-    """Train, or go on where `folder` holds a checkpoint of the same settings. The averaged network, in evaluation mode."""
+def train(
+    sources: Sources, settings: TrainSettings, folder: Path, tell: Callable[[int], None] = lambda step: None
+) -> LeukocyteNet:
+    """Train, or go on where `folder` holds a checkpoint of the same settings. `tell` is called after each step; what it raises
+    ends the training. The averaged network, in evaluation mode."""
     torch.manual_seed(settings.seed)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - settings.workers))
     network = LeukocyteNet().to(memory_format=torch.channels_last)
@@ -148,6 +163,7 @@ def train(sources: Sources, settings: TrainSettings, folder: Path) -> LeukocyteN
         if step % SAVE_EVERY == 0 or step == settings.steps:
             state = {"step": step, "schedule": schedule.state_dict()}
             save_checkpoint(folder / LAST, state, asdict(settings), modules, optimizer)
+        tell(step)
     return average.eval()
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from slidescreen.detect import Body, Detector
 from slidescreen.records import Outline, RgbImage
 from slidescreen.slide import read_image
-from slidescreen.training.detector.data import LabelledBox, LabelledField, read_mask
+from slidescreen.training.detector.data import LabelledBox, LabelledField, SingleCell, read_mask
 
 SUBPIXELS: Final = 3
 """Outlines are drawn to 1/8 px."""
@@ -109,6 +109,17 @@ def dice_of_masks(masks: Iterable[tuple[Path, Path, float]], detector: MakeDetec
         pairs = [(_dice(cell, mask > 0), _dice(nucleus & cell, mask == 2)) for cell, nucleus in drawn]
         scores.append(max(pairs, default=(0.0, 0.0)))
     return scores
+
+
+def accepted(cells: Sequence[SingleCell], detector: Detector) -> int:
+    """Images in whose middle, within 4 um, a leukocyte is found."""
+    count = 0
+    for cell in cells:
+        image = read_image(cell.path)
+        x, y, reach = image.shape[1] / 2, image.shape[0] / 2, 4.0 / cell.um_per_px
+        bodies = [b for b in detector.find(image, cell.um_per_px) if not b.refusal]
+        count += any(np.hypot(b.centre.x - x, b.centre.y - y) < reach for b in bodies)
+    return count
 
 
 def draw(shape: tuple[int, ...], outlines: Iterable[Outline]) -> NDArray[np.bool_]:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from slidescreen.atomic import replacing, write_text
 from slidescreen.detect import DetectSettings
 from slidescreen.detector_card import ARCHITECTURE, DEFAULT_DETECTOR
-from slidescreen.detector_model import NETWORK_UM_PER_PX, LeukocyteNet, flops_per_px
+from slidescreen.detector_model import NETWORK_UM_PER_PX, LeukocyteNet, flops_per_px, move_borders
 from slidescreen.detector_network import NetworkDetector, network_detector
-from slidescreen.errors import OutputError, UsageError
+from slidescreen.errors import UsageError
 from slidescreen.model import CARD, WEIGHTS
-from slidescreen.training.detector.data import CAMERAS
+from slidescreen.training.detector.data import CAMERAS, MASK_SETS, list_masks
 from slidescreen.training.detector.fit import TrainSettings, load_sources, train, tuning_fields
-from slidescreen.training.detector.measure import choose_score
+from slidescreen.training.detector.measure import choose_score, dice_of_masks
+
+log = logging.getLogger(__name__)
+
+SHIFTS: Final = (0.0, -0.5, 0.5, -1.0, 1.0, 1.5)
+"""What is tried in moving the borders, added to logits; the first of equals is taken."""
+SURE: Final = 0.3
+"""Centre score in doing so."""
 
 DATA: Final = (
     "TXL-PBC fields with boxes (MIT): bccd, bcd, raabin, cellavision, training split but every eighth field of each camera; "
@@ -41,16 +51,36 @@ LIMITS: Final = (
 
 
 def train_detector(
-    fields: Path, masks: Path, cells: Path | None, settings: TrainSettings, work: Path
+    fields: Path,
+    masks: Path,
+    cells: Path | None,
+    settings: TrainSettings,
+    work: Path,
+    tell: Callable[[int], None] = lambda step: None,
 ) -> tuple[LeukocyteNet, float]:
-    """Train with checkpoints in `work`; the network and the centre score that does best on the training fields kept aside,
-    those of a camera that is left out not looked at. Raises UsageError for data or settings that cannot be used."""
+    """Train with checkpoints in `work`, then fit borders and the centre score to masks and training fields kept aside, those of
+    a camera that is left out not looked at. Raises UsageError for data or settings that cannot be used."""
     if settings.left_out and settings.left_out not in CAMERAS:
         raise UsageError(f"{settings.left_out}: no such camera; use one of {', '.join(CAMERAS)}")
-    network = train(load_sources(fields, masks, cells, settings.left_out), settings, work)
+    network = train(load_sources(fields, masks, cells, settings.left_out), settings, work, tell)
+    network = fit_borders(network, list_masks(masks, "tune"))
     kept = [f for f in tuning_fields(fields) if f.camera != settings.left_out]
     score = choose_score(kept, lambda s: network_detector(network, NETWORK_UM_PER_PX, s, DetectSettings()))
     return network, score
+
+
+def fit_borders(network: LeukocyteNet, masks: Sequence[tuple[Path, Path, float]]) -> LeukocyteNet:
+    """The network with the borders of cells, then of nuclei, moved to where they agree best with these masks, sets alike."""
+    sets = [own for name in MASK_SETS if (own := [m for m in masks if m[0].name.startswith(f"set{name}_")])]
+
+    def dice(body: float, nucleus: float) -> NDArray[np.float64]:
+        detector = make_detector(move_borders(network, body, nucleus), SURE)
+        return np.asarray(np.mean([np.mean(dice_of_masks(own, lambda *_: detector), axis=0) for own in sets], axis=0))
+
+    body = max(SHIFTS, key=lambda s: dice(s, 0.0)[0])
+    nucleus = max(SHIFTS, key=lambda s: dice(body, s)[1])
+    log.info("borders moved by %g (cells) and %g (nuclei)", body, nucleus)
+    return move_borders(network, body, nucleus)
 
 
 def make_detector(network: LeukocyteNet, score: float) -> NetworkDetector:
@@ -60,15 +90,10 @@ def make_detector(network: LeukocyteNet, score: float) -> NetworkDetector:
 
 def write_detector(folder: Path, network: LeukocyteNet, score: float, settings: TrainSettings) -> None:
     """Weights and card; what an older card says was measured is dropped, since these are other weights."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{WEIGHTS}.{os.getpid()}"
+    with replacing(folder / WEIGHTS) as partial:
         save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial)
         sha256 = hashlib.sha256(partial.read_bytes()).hexdigest()
         partial.chmod(0o644)
-        partial.replace(folder / WEIGHTS)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another folder with -o") from error
     write_card(
         folder,
         {
@@ -89,9 +114,7 @@ def write_detector(folder: Path, network: LeukocyteNet, score: float, settings: 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """`card.json`, whole or not at all."""
-    partial = folder / f".{CARD}.{os.getpid()}"
-    partial.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / CARD)
+    write_text(folder / CARD, json.dumps(card, indent=1) + "\n")
 
 
 def record_measures(folder: Path, measured: Mapping[str, Any]) -> None:

@@ -1,0 +1,91 @@
+"""What the detector learns from: boxes that are doubted, cells that a border cuts, parts that do not mix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from slidescreen.demo import PaintedCell, paint_smear
+from slidescreen.geometry import Size
+from slidescreen.training.detector import augment, data
+from slidescreen.training.detector.data import LabelledBox, LabelledField, field_sample
+
+UM_PER_PX = 0.2
+SIZE = Size(900, 600)
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[PaintedCell]]:
+    image, cells = paint_smear(SIZE, UM_PER_PX, leukocytes={"NGS": 3, "MYO": 3}, seed=3)
+    path = tmp_path_factory.mktemp("fields") / "field.png"
+    Image.fromarray(image).save(path)
+    return path, cells
+
+
+def _box(cell: PaintedCell, more: int = 0) -> LabelledBox:
+    return LabelledBox("WBC", cell.box.x - more, cell.box.y, cell.box.right, cell.box.bottom)
+
+
+def test_a_second_box_and_a_box_without_nucleus_are_not_learned_from(painted: tuple[Path, list[PaintedCell]]) -> None:
+    path, cells = painted
+    ground = LabelledBox("WBC", 5, 5, 25, 25)
+    assert not any(c.box.x < 40 and c.box.y < 40 for c in cells)
+    boxes = [_box(c) for c in cells]
+    sample = field_sample(LabelledField(path, "bccd", UM_PER_PX, (*boxes, _box(cells[0], more=12), ground)))
+    assert len(sample.targets) == len(cells)
+    middles = {(round((b.xmin + b.xmax) / 2), round((b.ymin + b.ymax) / 2)) for b in boxes}
+    assert {(round(t.x), round(t.y)) for t in sample.targets} == middles
+    assert sample.centres_known[15, 15] == 0
+    assert sample.bodies[15, 15] == data.IGNORED
+    assert sample.centres_known[round(sample.targets[0].y), round(sample.targets[0].x)] == 1
+
+
+def test_boxes_are_believed_where_no_stain_is_seen_at_all(tmp_path: Path) -> None:
+    Image.fromarray(np.full((200, 200, 3), 220, np.uint8)).save(tmp_path / "pale.png")
+    sample = field_sample(LabelledField(tmp_path / "pale.png", "raabin", UM_PER_PX, (LabelledBox("WBC", 60, 60, 120, 120),)))
+    assert len(sample.targets) == 1
+
+
+def test_a_cell_cut_by_the_border_is_drawn_as_half_of_one() -> None:
+    whole = data._axis(100, 160, 100, 160, 600, 600, UM_PER_PX)
+    assert whole == (130, 30)
+    assert data._axis(0, 20, 100, 160, 600, 600, UM_PER_PX) == (0, 20)
+    assert data._axis(580, 600, 100, 160, 600, 600, UM_PER_PX) == (600, 20)
+    assert data._axis(0, 50, 100, 160, 600, 600, UM_PER_PX) == (25, 25)  # hardly cut
+    assert data._axis(0, 30, 0, 40, 600, 600, UM_PER_PX) == (0, 30)  # in a corner
+
+
+def test_the_target_of_a_cut_body_lies_in_what_is_seen() -> None:
+    side = augment.SCENE_PX
+    body = np.zeros((side, side), bool)
+    body[40:60, :8] = True
+    seen = augment._as_seen(data.Target(-6.0, 50.0, data.LEUKOCYTE, 12.0), body)
+    assert seen is not None
+    assert (seen.x, seen.y) == (4.0, 50.0)
+    body[:] = False
+    body[40:44, :4] = True  # 1.4 um^2: nobody can tell
+    assert augment._as_seen(data.Target(-6.0, 42.0, data.LEUKOCYTE, 12.0), body) is None
+    inside = data.Target(50.0, 50.0, data.LEUKOCYTE, 12.0)
+    body[:] = False
+    body[45:55, 45:55] = True
+    assert augment._as_seen(inside, body) is inside
+
+
+def test_parts_do_not_mix(tmp_path: Path) -> None:
+    rows = "".join(f"m{i:03}.png,n{i:03}.png,1\n" for i in range(100))
+    (tmp_path / "masks.csv").write_text("file,mask,set\n" + rows, encoding="utf-8")
+    lines = "".join(f"c{i:03}.png,LYT,Lymphocyte,pbc,0.1\n" for i in range(50))
+    giants = "".join(f"{n}.webp,-,Giant thrombocyte,deepapl,0.1\n" for n in (*data.GIANT_PLATELETS, *data.UNSEEN_GIANTS))
+    (tmp_path / "cells.csv").write_text("file,label,source_label,source,um_per_px\n" + lines + giants, encoding="utf-8")
+    parts = {p: {m[0].name for m in data.list_masks(tmp_path, p)} for p in ("learn", "tune", "held back")}
+    assert {k: len(v) for k, v in parts.items()} == {"learn": 70, "tune": 10, "held back": 20}
+    assert sum(len(p) for p in parts.values()) == len(set().union(*parts.values()))
+    for listed in (data.list_cells, data.list_giants):
+        learned, kept = ({c.path for c in listed(tmp_path, p)} for p in ("learn", "held back"))
+        assert learned
+        assert kept
+        assert not learned & kept
+    assert not any("GT" in c.path.name for c in data.list_cells(tmp_path, "learn"))
