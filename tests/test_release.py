@@ -171,7 +171,8 @@ def test_a_recipe_comes_back_from_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", sorted(p.parent for p in models_folder().glob("*/recipe.toml")), ids=lambda p: p.name)
 def test_the_recipe_of_each_model_is_its_cards_and_can_be_run(folder: Path, data: Path, tmp_path: Path) -> None:
     recipe = load_recipe(str(folder / "recipe.toml"))
-    assert recipe.plain() == json.loads((folder / CARD).read_text())["training"]["recipe"]
+    told_by_card = json.loads((folder / CARD).read_text())["training"]["recipe"]
+    assert recipe == Recipe(**told_by_card)  # fields that came after the card are at their defaults, which change nothing
     few = replace(recipe, input_px=32, first_px=32, epochs=1, per_class=8, batch_size=8, precision="float32")
     told: list[Step] = []
     settings = RunSettings(tmp_path / "run", tmp_path / "packed", "cpu", "patient", 2, (1,))
