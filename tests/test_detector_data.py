@@ -10,7 +10,7 @@ from PIL import Image
 
 from slidescreen.demo import PaintedCell, paint_smear
 from slidescreen.geometry import Size
-from slidescreen.training.detector import augment, data
+from slidescreen.training.detector import augment, data, fit
 from slidescreen.training.detector.data import LabelledBox, LabelledField, field_sample
 
 UM_PER_PX = 0.2
@@ -89,3 +89,10 @@ def test_parts_do_not_mix(tmp_path: Path) -> None:
         assert kept
         assert not learned & kept
     assert not any("GT" in c.path.name for c in data.list_cells(tmp_path, "learn"))
+
+
+def test_cells_without_giant_platelets_make_no_empty_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("list_fields", "list_masks", "list_cells", "list_giants"):
+        monkeypatch.setattr(fit, name, lambda *_: [])
+    monkeypatch.setattr(fit, "split_tuning", lambda fields: (fields, fields))
+    assert fit.load_sources(tmp_path, tmp_path, tmp_path) == {}

@@ -272,8 +272,8 @@ def test_where_the_users_models_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert user_models_folder() == tmp_path / "slidescreen" / "models"
     monkeypatch.setenv("XDG_DATA_HOME", "relative/is/ignored")
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert user_models_folder() == Path("/home/somebody/.local/share/slidescreen/models")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert user_models_folder() == tmp_path / "home" / ".local" / "share" / "slidescreen" / "models"
     with pytest.raises(ModelError) as caught:
         find_model("nonesuch")
     assert DEFAULT_MODEL in str(caught.value) and DEFAULT_DETECTOR not in str(caught.value)

@@ -197,7 +197,7 @@ def test_what_a_source_says_of_the_class_is_given_away(lesson: loop.Lesson) -> N
     assert not loop.source_priors(groups, RECIPE).any()
 
 
-def test_a_network_that_can_tell_only_the_source_learns_nothing_from_it(lesson: loop.Lesson, tmp_path: Path) -> None:
+def test_a_network_that_can_tell_only_the_source_learns_nothing_from_it(lesson: loop.Lesson) -> None:
     """All MYO of one source, all others of another: with the prior the loss starts at its floor and pushes nowhere."""
     groups = replace(lesson, groups=(lesson.labels != lesson.labels[0]).astype(np.int64))
     own = groups.labels[0]

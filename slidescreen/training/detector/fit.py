@@ -73,7 +73,8 @@ def load_sources(fields: Path, masks: Path, cells: Path | None, left_out: str = 
     if cells is not None:
         for cell in list_cells(cells, "learn"):
             sources.setdefault("cells" if cell.kind == LEUKOCYTE else "platelets", []).append(cell_sample(cell))
-        sources["giants"] = [giant_sample(c) for c in list_giants(cells, "learn")]
+        for cell in list_giants(cells, "learn"):
+            sources.setdefault("giants", []).append(giant_sample(cell))
     return sources
 
 
