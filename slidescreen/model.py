@@ -33,7 +33,7 @@ DEFAULT_MODEL: Final = "resnext50-192"
 CARD: Final = "card.json"
 WEIGHTS: Final = "weights.safetensors"
 REJECTION: Final = "rejection.safetensors"
-ARCHITECTURES: Final = ("resnext50_32x4d", "matek2019", "sequential")
+ARCHITECTURES: Final = ("resnext50_32x4d", "efficientnet_lite0", "matek2019", "sequential")
 """Those of `networks.NETWORKS`, known without loading torch."""
 FOR_READERS: Final = ("images", "balanced accuracy", "blast AUC", "atypical AUC", "ECE")
 """Of what was measured, that which a report tells; all of it where a card has none of these."""

@@ -4,12 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 from torchvision.models import resnext50_32x4d
 
 from slidescreen.errors import ModelError
+from slidescreen.model import models_folder
 from slidescreen.networks import NETWORKS, Matek2019, SameConv2d, _same_padding, build_network, start_from_imagenet
 
 
@@ -32,7 +33,9 @@ def test_the_number_of_classes_is_free() -> None:
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=r"'vgg' is not known \(known: resnext50_32x4d, matek2019, sequential\)"):
+    with pytest.raises(
+        ModelError, match=r"'vgg' is not known \(known: resnext50_32x4d, efficientnet_lite0, matek2019, sequential\)"
+    ):
         build_network("vgg")
 
 
@@ -136,6 +139,45 @@ def test_imagenet_weights_that_do_not_fit_are_refused_by_layer(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         start_from_imagenet(imagenet(tmp_path / "w.safetensors", **changes))
+
+
+def test_the_imagenet_weights_that_come_along_start_an_efficientnet() -> None:
+    path = models_folder() / "imagenet" / "efficientnet_lite0.safetensors"
+    network = start_from_imagenet(path, 15, "efficientnet_lite0").eval()
+    assert torch.equal(network.state_dict()["features.0.weight"], load_file(path)["features.0.weight"].float())
+    assert network.state_dict()["fc.weight"].shape == (15, 1280)
+    with torch.inference_mode():  # features that mean something differ between a dark disc on light ground and its negative
+        y, x = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 96), indexing="ij")
+        disc = (2 * (x**2 + y**2 > 0.25).float() - 1).expand(2, 3, 96, 96).clone()
+        disc[1] *= -1
+        features = network.get_submodule("features")(disc)
+    assert features.shape == (2, 1280)
+    assert features.min() >= 0
+    assert features.max() <= 6
+    assert not torch.allclose(features[0], features[1], atol=0.1)
+
+
+def test_an_efficientnet_learns_in_bfloat16_what_plain_convolutions_would_teach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = start_from_imagenet(models_folder() / "imagenet" / "efficientnet_lite0.safetensors", 15, "efficientnet_lite0")
+    network.get_submodule("dropout").eval()
+    x, label = torch.rand(4, 3, 64, 64), torch.arange(4)
+    taken, found = 0, []
+
+    def plain(x: torch.Tensor, weight: torch.Tensor, stride: int) -> torch.Tensor:
+        nonlocal taken
+        taken += 1
+        return functional.conv2d(x, weight, stride=stride, groups=weight.shape[0])
+
+    for _ in "ab":
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(x)
+        functional.cross_entropy(logits.float(), label).backward()
+        found.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+        monkeypatch.setattr("slidescreen.networks.depthwise", plain)
+    assert taken == 16  # blocks
+    assert torch.cosine_similarity(found[0], found[1], 0) > 0.999
 
 
 def test_a_pickle_is_refused_as_imagenet_weights(tmp_path: Path) -> None:

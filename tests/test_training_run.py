@@ -137,7 +137,7 @@ def test_a_training_starts_from_a_model_with_its_last_layer(run: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), stored.state_dict().values(), strict=True))
     with pytest.raises(UsageError, match="other classes or colours than the recipe"):
         starter(replace(RECIPE, architecture="resnext50_32x4d", start=str(folder)))
-    with pytest.raises(UsageError, match="only resnext50_32x4d can start from weights"):
+    with pytest.raises(UsageError, match="only resnext50_32x4d and efficientnet_lite0 can start from weights"):
         starter(replace(RECIPE, start="imagenet.safetensors"))
 
 

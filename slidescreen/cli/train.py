@@ -48,7 +48,7 @@ def train_detector(
 def train_classifier(
     data: Annotated[Path, typer.Option("--data", help="Labelled images; see slidescreen data check.")],
     recipe: Annotated[str, typer.Option("--recipe", help="paper, fast or a TOML file.")] = "paper",
-    arch: Annotated[str, typer.Option("--arch", help="resnext50_32x4d, matek2019 or sequential; default: the recipe's.")] = "",
+    arch: Annotated[str, typer.Option("--arch", help="resnext50_32x4d, efficientnet_lite0, matek2019 or sequential.")] = "",
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.")] = Path("build/classifier"),
     folds: Annotated[int, typer.Option("--folds", min=2)] = 5,
     fold: Annotated[list[int] | None, typer.Option("--fold", help="Train this fold only; may be repeated.")] = None,

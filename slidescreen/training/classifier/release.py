@@ -168,7 +168,7 @@ def _card(
         "data": told["data"] | _hashes(settings),
         "intended_use": USE,
         "limits": limits_of(sources),
-        "licence": licence_of(sources, settings.fields is not None),
+        "licence": licence_of(sources, settings.fields is not None, chosen.recipe.start),
         "released": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -36,6 +36,7 @@ LICENCES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """By the name of a source in the table of images."""
+IMAGENET: Final = "training started from EfficientNet-Lite0 of ImageNet, Apache 2.0, ImageNet's images for research only"
 FIELDS: Final = "smear fields, for rejection: TXL-PBC, MIT"
 
 
@@ -44,11 +45,12 @@ def limits_of(sources: Collection[str]) -> str:
     return " ".join([LIMITS, *(text for source, text in LIMITS_OF.items() if source in sources)])
 
 
-def licence_of(sources: Collection[str], fields: bool) -> str:
-    """What the licences of these sources say."""
+def licence_of(sources: Collection[str], fields: bool, start: str) -> str:
+    """What the licences of these sources say, and of what training started from (`Recipe.start`)."""
     known = [text for source, text in LICENCES.items() if source in sources]
     rest = [f"{source or 'unnamed source'}: its own terms" for source in sources if source not in LICENCES]
-    return f"Weights: research use. Data: {'; '.join([*known, *rest, *([FIELDS] if fields else [])])}."
+    begun = [IMAGENET] if start.startswith("imagenet/") else []
+    return f"Weights: research use. Data: {'; '.join([*known, *rest, *([FIELDS] if fields else []), *begun])}."
 
 
 def describe(card: Mapping[str, Any], tables: Sequence[Table], half: bool, pictures: Sequence[str] = ()) -> str:

@@ -32,8 +32,8 @@ from torch import nn
 from slidescreen.atomic import write_text
 from slidescreen.classify import ClassifySettings, load_classifier
 from slidescreen.errors import UsageError
-from slidescreen.model import CARD, find_model, load_card, load_network, write_model
-from slidescreen.networks import build_network, start_from_imagenet
+from slidescreen.model import CARD, find_model, load_card, load_network, models_folder, write_model
+from slidescreen.networks import FROM_IMAGENET, build_network, start_from_imagenet
 from slidescreen.patches import patch_of_image
 from slidescreen.records import PATCH_UM
 from slidescreen.slide import read_image
@@ -119,9 +119,11 @@ def starter(recipe: Recipe) -> Callable[[], nn.Module]:
     if not recipe.start:
         return lambda: build_network(recipe.architecture, len(CODES))
     if recipe.start.endswith(".safetensors"):
-        if recipe.architecture != "resnext50_32x4d":
-            raise UsageError(f"start {recipe.start}: only resnext50_32x4d can start from weights, not {recipe.architecture}")
-        return lambda: start_from_imagenet(Path(recipe.start), len(CODES))
+        if recipe.architecture not in FROM_IMAGENET:
+            able = " and ".join(FROM_IMAGENET)
+            raise UsageError(f"start {recipe.start}: only {able} can start from weights, not {recipe.architecture}")
+        path = next((p for p in (Path(recipe.start), models_folder() / recipe.start) if p.is_file()), Path(recipe.start))
+        return lambda: start_from_imagenet(path, len(CODES), recipe.architecture)
     folder = find_model(recipe.start)
     card = load_card(folder)
     mean, std = recipe.normalisation
