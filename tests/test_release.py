@@ -27,6 +27,7 @@ from slidescreen.training.classifier.images import list_images
 from slidescreen.training.classifier.judged import balanced_accuracy
 from slidescreen.training.classifier.recipe import Recipe, load_recipe, recipe_toml
 from slidescreen.training.classifier.release import ReleaseSettings, release
+from slidescreen.training.classifier.release_text import licence_of
 from slidescreen.training.classifier.run import RunSettings, starter, train_folds, usable_images
 from slidescreen.training.classifier.tables import Table, number, read_evidence, share, tables_of
 
@@ -111,6 +112,11 @@ def test_what_a_release_holds(released: Path, run: Path, data: Path) -> None:
         card["licence"],
     ):
         assert words in readme
+
+
+def test_the_licence_tells_of_weights_that_training_started_from() -> None:
+    assert "ImageNet" in licence_of(["lmu"], False, "imagenet/efficientnet_lite0.safetensors")
+    assert "ImageNet" not in licence_of(["lmu"], False, "resnext50-seed")
 
 
 def test_the_released_model_types_cells_and_refuses_strangers(released: Path, data: Path) -> None:

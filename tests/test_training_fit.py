@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from cell_images import COLOURS, paint_cell, write_table
+from safetensors.torch import load_file
 from torch import nn
 
 from slidescreen.errors import ModelError, OutputError, TrainingError, UsageError
+from slidescreen.model import models_folder
 from slidescreen.records import PATCH_PX, PATCH_UM
 from slidescreen.taxonomy import CODES
 from slidescreen.training.classifier import fit as loop
@@ -20,6 +22,7 @@ from slidescreen.training.classifier.augment import Changes, change, draw_change
 from slidescreen.training.classifier.images import list_images
 from slidescreen.training.classifier.packed import PackedImages, central_square, pack_images
 from slidescreen.training.classifier.recipe import Recipe, load_recipe
+from slidescreen.training.classifier.run import starter
 
 EVERYTHING = {"label_smoothing": 0.1, "average": 0.9, "mixup": 0.2, "scale": 0.2, "colour": 0.2, "stain": 0.2, "blur": 0.5}
 EVERYTHING |= {"grey": 0.5, "source_prior": 1.0}
@@ -357,6 +360,8 @@ def test_recipes_that_come_along() -> None:
     )
     assert not any(getattr(paper, name) for name in beyond)
     assert any(getattr(fast, name) for name in beyond)
+    begun, given = starter(fast)().state_dict(), load_file(models_folder() / fast.start)
+    assert torch.equal(begun["features.0.weight"], given["features.0.weight"].float())
 
 
 @pytest.mark.parametrize(
