@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-DEFAULT_MODEL: Final = "resnext50-192"
+DEFAULT_MODEL: Final = "efficientnet-lite0-160"
 CARD: Final = "card.json"
 WEIGHTS: Final = "weights.safetensors"
 REJECTION: Final = "rejection.safetensors"

@@ -98,7 +98,10 @@ def test_a_model_is_installed_and_found_by_its_name(
     assert files_of(mine / "tiny") == files_of(tiny)
     assert find_model("tiny") == mine / "tiny"
     assert sorted(p.name for p in mine.iterdir()) == sorted([LOCK, "tiny"])
-    assert [m.name for m in list_models()] == [DEFAULT_DETECTOR, DEFAULT_MODEL, "resnext50-seed", "tiny"]
+    assert [m.name for m in list_models()] == [
+        *(DEFAULT_MODEL, DEFAULT_DETECTOR),
+        *("resnext50-192", "resnext50-seed", "tiny"),
+    ]
 
 
 def add(name: str, content: bytes = b"x") -> Callable[[zipfile.ZipFile], None]:
