@@ -158,7 +158,7 @@ class LiteBlock(nn.Module):
 
 def _efficientnet_lite0(classes: int) -> nn.Module:
     """EfficientNet-Lite0 (EfficientNet-B0 of Tan and Le 2019 without squeeze-and-excitation and with ReLU6, as released with
-    TensorFlow): about a fourteenth of the arithmetic of resnext50_32x4d."""
+    TensorFlow): about a tenth of the arithmetic of resnext50_32x4d."""
     layers: list[nn.Module] = [_PlainConv2d(3, 32, 3, 2), _norm(32), nn.ReLU6(inplace=True)]
     inputs = 32
     for widening, kernel, stride, outputs, count in LITE_STAGES:

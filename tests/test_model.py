@@ -30,9 +30,9 @@ def change_card(folder: Path, **changes: object) -> None:
 def test_the_default_model_is_whole_and_says_what_it_is() -> None:
     folder = find_model(DEFAULT_MODEL)
     card = load_card(folder)
-    assert (card.input_px, card.patch_um, len(card.classes)) == (192, 29.0, 15)
-    assert card.measured["blast AUC"] == 0.958
-    assert card.info.measured == "images 1286, balanced accuracy 0.71, blast AUC 0.958, atypical AUC 0.955, ECE 0.024"
+    assert (card.input_px, card.patch_um, len(card.classes)) == (160, 29.0, 15)
+    assert card.measured["blast AUC"] == 0.956
+    assert card.info.measured == "images 1286, balanced accuracy 0.728, blast AUC 0.956, atypical AUC 0.96, ECE 0.038"
     assert all(text in card.training_data for text in ("lmu", "pbc", "deepapl"))
     network = load_network(folder, card)
     assert not network.training
@@ -97,9 +97,9 @@ def test_a_pickle_named_safetensors_is_refused_and_not_run(model: Path, tmp_path
 
 
 def test_weights_of_another_network_are_refused_by_layer(model: Path, tmp_path: Path) -> None:
-    save_file({"conv1.weight": torch.zeros(3, 3)}, tmp_path / "w.safetensors")
+    save_file({"features.0.weight": torch.zeros(3, 3)}, tmp_path / "w.safetensors")
     replace_weights(model, (tmp_path / "w.safetensors").read_bytes())
-    with pytest.raises(ModelError, match=r"layer conv1\.weight has shape \(3, 3\)"):
+    with pytest.raises(ModelError, match=r"layer features\.0\.weight has shape \(3, 3\)"):
         load_network(model, load_card(model))
 
 
@@ -113,7 +113,7 @@ def test_unknown_models_are_refused_with_the_known_ones(tmp_path: Path) -> None:
 def test_preparation_obeys_the_card() -> None:
     card = load_card(find_model(DEFAULT_MODEL))
     white = prepare(torch.full((2, 400, 400, 3), 255, dtype=torch.uint8), card)
-    assert white.shape == (2, 3, 192, 192)
+    assert white.shape == (2, 3, 160, 160)
     assert white.dtype == torch.float32
     assert torch.allclose(white, torch.tensor((1 - 0.5) / 0.25))
     patches = torch.zeros((1, 400, 400, 3), dtype=torch.uint8)
