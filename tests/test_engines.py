@@ -109,11 +109,10 @@ def test_the_default_engine_names_painted_cells_as_torch_does(cells: NDArray[np.
     folder = find_model(DEFAULT_MODEL)
     expected = load_classifier(folder, ClassifySettings("cpu", engine="torch")).probabilities(cells)
     classifier = load_classifier(folder, ClassifySettings("cpu"))
-    assert classifier.told.startswith("cpu, openvino ")
+    assert classifier.told.startswith("cpu, openvino float32")  # EfficientNet-Lite0 does not bear bfloat16
     found = classifier.probabilities(cells)
     assert len(cells) >= 10
-    assert (found.argmax(1) == expected.argmax(1)).all()
-    assert np.abs(found - expected).max() < 0.03
+    assert np.abs(found - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("px", [32, 192, 400, 512])
@@ -134,7 +133,7 @@ def test_every_architecture_has_features_and_runs_in_bfloat16(architecture: str)
         low, _ = in_bfloat16(network)(x.bfloat16())
         assert torch.equal(logits, network.network(x))
     assert logits.shape == (2, 15)
-    assert features.shape[1] in (512, 2048)
+    assert features.shape[1] in (512, 1280, 2048)
     assert low.dtype == torch.float32
     assert (low - logits).abs().max() < 0.05 * max(1.0, float(logits.abs().max()))
 

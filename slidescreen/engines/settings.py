@@ -25,8 +25,8 @@ class ClassifySettings:
     batch, and where there are fewer slides than devices, between the patches of a slide. `batch_size`: patches handed over at
     once, 0 chooses; no result depends on it. `tta`: orientations in which each cell is looked at, 1 or 8. `engine`: auto takes
     torch on CUDA and openvino, where it is installed, on CPUs. `precision`: auto is bfloat16 where the hardware computes in it
-    (torch on CPUs: float32). `calibration`: for int8, a result folder whose cells the ranges are taken from. `deterministic`:
-    torch in float32, with algorithms that give the same bits each time on the same machine. `cascade`: a cheaper model that is
+    and the network bears it (`choose.IN_FLOAT32`; torch on CPUs: float32). `calibration`: for int8, a result folder whose cells
+    the ranges are taken from. `deterministic`: torch in float32, with algorithms that give the same bits each time on the same machine. `cascade`: a cheaper model that is
     asked first; what it calls a mature class with a probability of `cascade_threshold` or more is not shown to the full one.
     """
 
