@@ -25,8 +25,8 @@ PRECISIONS: Final = {
 }
 
 IN_FLOAT32: Final = frozenset({"efficientnet_lite0"})
-"""Architectures that auto runs in float32 everywhere, for they are cheap: bfloat16 gave 1.5 % of 200 real cells another class and
-moved P(blast) by up to 0.04, where it gives 0.08 % another class of a ResNeXt, and moves it by 0.007."""
+"""Architectures that auto runs in float32 everywhere, for they are cheap: bfloat16 gave 1.5 % of 200 real cells another class
+and moved P(blast) by up to 0.04, where it gives 0.08 % another class of a ResNeXt, and moves it by 0.007."""
 
 
 def choose_engine(settings: ClassifySettings, device: str) -> EngineName:
