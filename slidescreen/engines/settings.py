@@ -26,9 +26,9 @@ class ClassifySettings:
     once, 0 chooses; no result depends on it. `tta`: orientations in which each cell is looked at, 1 or 8. `engine`: auto takes
     torch on CUDA and openvino, where it is installed, on CPUs. `precision`: auto is bfloat16 where the hardware computes in it
     and the network bears it (`choose.IN_FLOAT32`; torch on CPUs: float32). `calibration`: for int8, a result folder whose cells
-    the ranges are taken from. `deterministic`: torch in float32, with algorithms that give the same bits each time on the same machine. `cascade`: a
-    cheaper model that is asked first; what it calls a mature class with a probability of `cascade_threshold` or more is not
-    shown to the full one.
+    the ranges are taken from. `deterministic`: torch in float32, with algorithms that give the same bits each time on the same
+    machine. `cascade`: a cheaper model that is asked first; what it calls a mature class with a probability of
+    `cascade_threshold` or more is not shown to the full one.
     """
 
     device: str = "auto"
