@@ -31,8 +31,8 @@ def test_the_default_model_is_whole_and_says_what_it_is() -> None:
     folder = find_model(DEFAULT_MODEL)
     card = load_card(folder)
     assert (card.input_px, card.patch_um, len(card.classes)) == (160, 29.0, 15)
-    assert card.measured["blast AUC"] == 0.956
-    assert card.info.measured == "images 1286, balanced accuracy 0.728, blast AUC 0.956, atypical AUC 0.96, ECE 0.038"
+    assert card.measured["blast AUC"] == 0.955
+    assert card.info.measured == "images 1286, balanced accuracy 0.731, blast AUC 0.955, atypical AUC 0.96, ECE 0.035"
     assert all(text in card.training_data for text in ("lmu", "pbc", "deepapl"))
     network = load_network(folder, card)
     assert not network.training
