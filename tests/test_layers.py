@@ -23,7 +23,7 @@ STAGES = [
     "report",
 ]
 LAYERS: list[list[str]] = [
-    ["errors", "geometry", "taxonomy", "logs", "overlap"],
+    ["errors", "geometry", "taxonomy", "logs", "overlap", "depthwise"],
     ["atomic", "settings_file"],
     ["records"],
     ["slide", "networks", "rejection"],
