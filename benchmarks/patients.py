@@ -1,9 +1,9 @@
 """The blast fraction that slidescreen reports of a patient's scan, beside that of the human who labelled its cells.
 
-python benchmarks/patients.py --compose MAKE_SLIDE.py --run RUN --fold 1 [--model NAME|DIR] [--cells 100] -o OUT
+python benchmarks/patients.py --compose MAKE_SLIDE.py --run RUN [--fold 1 2 3 4 5] [--model NAME|DIR] [--cells 100] -o OUT
 
-Patients are those of a fold, whom the fold's model has not seen. Of each a scan is composed of images of its labelled cells,
-drawn by lot (MAKE_SLIDE.py patient SCAN.tif --patient NAME --cols N --rows N writes it, and its truth beside it), and screened
+Patients are those of the folds, each screened by its fold's model, which has not seen them. Of each a scan is composed of
+images of its labelled cells, drawn by lot (MAKE_SLIDE.py patient SCAN.tif --patient NAME --cols N --rows N writes it, and its truth beside it), and screened
 as any scan is: cells are found, also unlabelled ones near the borders of the images. `reported` is what the report says, over
 all cells found; `labelled only` is over those that lie where a labelled cell does. The human's fraction is over the labelled
 leukocytes. OUT gets patients.json, patients.svg and patients.png; what is composed and screened stays there and is not done
@@ -208,19 +208,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compose", type=Path, required=True, help="the program that composes a patient's scan")
     parser.add_argument("--run", type=Path, required=True, help="training run, split by patient")
-    parser.add_argument("--fold", type=int, default=1)
-    parser.add_argument("--model", default="", help="default: the fold's own")
+    parser.add_argument("--fold", type=int, nargs="+", default=[1])
+    parser.add_argument("--model", default="", help="for a single fold; default: the fold's own")
     parser.add_argument("--cells", type=int, default=100, help="at most so many labelled cells a scan, a square number")
     parser.add_argument("--seed", type=int, default=0, help="of the lot by which cells are drawn")
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
-    folder = find_model(options.model or str(options.run / f"fold-{options.fold}" / "model"))
-    card = load_card(folder)
+    if options.model and len(options.fold) > 1:
+        parser.error("--model goes with a single fold: of others it may have seen the patients")
     work = place(options)
     work.mkdir(parents=True, exist_ok=True)
-    scans = [compose(name, images, options) for name, images in patients_of(options.run, [options.fold]).items()]
-    screen(scans, str(folder), work)
-    done = {scan: result_of(scan, card.sha256, work / "results") for scan in scans}
+    done: dict[Path, Path | None] = {}
+    cards = []
+    for fold in options.fold:
+        folder = find_model(options.model or str(options.run / f"fold-{fold}" / "model"))
+        cards.append(load_card(folder))
+        scans = [compose(name, images, options) for name, images in patients_of(options.run, [fold]).items()]
+        screen(scans, str(folder), work)
+        done |= {scan: result_of(scan, cards[-1].sha256, work / "results") for scan in scans}
+    name = cards[0].name if len(cards) == 1 else f"{options.run.resolve().name}, {len(cards)} folds"
     failed = [scan.stem for scan, result in done.items() if result is None]
     patients = [compare(scan, result) for scan, result in done.items() if result is not None]
     usable = [p for p in patients if p.human[1] and p.reported[1] and p.labelled[1]]
@@ -229,10 +235,10 @@ def main() -> int:
         "reported": agreement(human, [percent(p.reported) for p in usable]),
         "labelled only": agreement(human, [percent(p.labelled) for p in usable]),
     }
-    draw(usable, results["reported"], card.name, options.out)
+    draw(usable, results["reported"], name, options.out)
     told = {
-        "model": card.name,
-        "sha256": card.sha256,
+        "model": name,
+        "sha256": " ".join(card.sha256 for card in cards),
         "labelled cells of a patient, at most": options.cells,
         "failed": failed,
         "agreement": results,

@@ -25,8 +25,9 @@ from slidescreen.records import AreaMap, Cell, Outline, RgbImage, Scale, Tile
 from slidescreen.slide import Grid, PixelState, Slide, choose_grid, read_grid
 
 WORK_UM_PER_PX: Final = 0.3
-HALO_UM: Final = 40.0
-"""Wider than the largest leukocyte (about 30 um)."""
+HALO_UM: Final = 37.0
+"""Half of the largest leukocyte (15 um) and as far as the network looks (22 um); 128 px, one step of the lattice, at the
+0.29 um/px at which scans of 0.0725 um/px are searched."""
 
 RED_CELL_OD: Final = np.array([0.20, 0.45, 0.32])
 """Optical density of a red cell, for images that hold too few to measure it."""

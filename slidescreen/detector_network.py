@@ -159,4 +159,4 @@ def _scaled(point: Point, share: float) -> Point:
 
 
 def _outline(outline: Outline, share: float) -> Outline:
-    return tuple(_scaled(p, share) for p in outline)
+    return outline if share == 1 else tuple(_scaled(p, share) for p in outline)

@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
-from torchvision.models import resnext50_32x4d
 
 from slidescreen.depthwise import depthwise
 from slidescreen.errors import ModelError
@@ -40,6 +39,8 @@ def build_network(architecture: str, classes: int = 15) -> nn.Module:
 
 def _resnext50(classes: int) -> nn.Module:
     """ResNeXt-50 32x4d (Xie et al. 2017) with torchvision's layers and key names."""
+    from torchvision.models import resnext50_32x4d  # imported here: it takes a second, and other networks do without
+
     network: nn.Module = resnext50_32x4d(weights=None, num_classes=classes)
     return network
 

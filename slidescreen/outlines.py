@@ -230,7 +230,7 @@ def _polygon(contour: NDArray[Any], x0: int, y0: int, um_per_px: float) -> Outli
         points = contour[:, 0].astype(np.float64)
     away = points - points.mean(0)
     points += 0.5 * away / np.maximum(1.0, np.hypot(away[:, 0], away[:, 1]))[:, None] + 0.5
-    return tuple(Point(FINE * x0 + fine * float(x), FINE * y0 + fine * float(y)) for x, y in points)
+    return tuple(Point(x, y) for x, y in (FINE * np.array([x0, y0]) + fine * points).tolist())
 
 
 def _eccentricity(m: dict[str, float]) -> float:

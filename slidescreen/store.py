@@ -158,7 +158,7 @@ class PatchWriter:
             chunks=(1, *side),
             shards=(SHARD, *side),
             dtype="uint8",
-            compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
+            compressors=BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=1),
             attributes={"description": "29 um x 29 um around each cell, RGB, row i is line i of cells.csv"},
         )
         self._held: list[NDArray[np.uint8]] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import faulthandler
+import gc
 import logging
 import os
 import queue
@@ -106,6 +107,7 @@ def work(pipe: Connection, job: Job) -> None:
     except SlidescreenError as error:
         mouth.say(Broken(str(error)))
         return
+    gc.freeze()  # what is loaded stays: it need not be searched for garbage again and again
     mouth.say(Ready(classifier.device))
     while (task := tasks.get()) is not None:
         began = time.monotonic()
