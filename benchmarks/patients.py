@@ -3,11 +3,11 @@
 python benchmarks/patients.py --compose MAKE_SLIDE.py --run RUN [--fold 1 2 3 4 5] [--model NAME|DIR] [--cells 100] -o OUT
 
 Patients are those of the folds, each screened by its fold's model, which has not seen them. Of each a scan is composed of
-images of its labelled cells, drawn by lot (MAKE_SLIDE.py patient SCAN.tif --patient NAME --cols N --rows N writes it, and its truth beside it), and screened
-as any scan is: cells are found, also unlabelled ones near the borders of the images. `reported` is what the report says, over
-all cells found; `labelled only` is over those that lie where a labelled cell does. The human's fraction is over the labelled
-leukocytes. OUT gets patients.json, patients.svg and patients.png; what is composed and screened stays there and is not done
-again.
+images of its labelled cells, drawn by lot (MAKE_SLIDE.py patient SCAN.tif --patient NAME --cols N --rows N writes it, and its
+truth beside it), and screened as any scan is: cells are found, also unlabelled ones near the borders of the images. `reported`
+is what the report says, over all cells found; `labelled only` is over those that lie where a labelled cell does. The human's
+fraction is over the labelled leukocytes. OUT gets patients.json, patients.svg and patients.png; what is composed and screened
+stays there and is not done again.
 """
 
 from __future__ import annotations
