@@ -17,6 +17,7 @@ from slidescreen.config import Settings
 from slidescreen.detect import HALO_UM, LATTICE_PX, Detector, DetectSettings, FindTally, find_cells, fit_detector, working_grid
 from slidescreen.detector_card import DEFAULT_DETECTOR
 from slidescreen.differential import NO_LEUKOCYTE, count_cells, screen_cells
+from slidescreen.engines import caution
 from slidescreen.errors import AuditError, ReadError
 from slidescreen.geometry import area_mm2
 from slidescreen.model import find_model
@@ -95,7 +96,11 @@ def screen_slide(
         device=classifier.told,
         timings_s=clock.seconds,
         waiting_s=clock.waits,
-        warnings=(*slide.notes, *_scale_warnings(slide, info, check), *_warnings(areas, screened, differential)),
+        warnings=(
+            *slide.notes,
+            *_scale_warnings(slide, info, check),
+            *_warnings(areas, screened, differential, caution(classifier.card.architecture, classifier.told)),
+        ),
         scale_check=check,
         audit=audit,
         quality=measure_quality(area.overview, screened),
@@ -173,8 +178,10 @@ def _why_nothing(areas: dict[str, float]) -> str:
     return f"No usable area was found, most of the scan is {name}: nothing was screened (--aoi all screens everything scanned)."
 
 
-def _warnings(areas: dict[str, float], cells: list[ScreenedCell], d: Differential) -> Iterator[str]:
-    """What a reader of the numbers must know, in full sentences."""
+def _warnings(areas: dict[str, float], cells: list[ScreenedCell], d: Differential, precision: str) -> Iterator[str]:
+    """What a reader of the numbers must know, in full sentences. `precision`: what is to be said of how it was computed."""
+    if precision:
+        yield precision
     if not areas["screened"]:
         yield _why_nothing(areas)
     if not d.leukocytes:

@@ -91,6 +91,14 @@ def test_a_scale_that_contradicts_the_file_is_warned_of(scan: Path) -> None:
     assert any("the file states 0.0725 um/px" in w for w in result.warnings)
 
 
+def test_a_precision_that_the_network_does_not_bear_is_warned_of(scan: Path) -> None:
+    classifier = StandIn()
+    assert not any("float32" in w for w in screen(scan, classifier).warnings)
+    classifier.told = "cpu, openvino int8"
+    assert classifier.card.architecture == "efficientnet_lite0"
+    assert any("Typed in int8" in w and "4.8 % got another label" in w for w in screen(scan, classifier).warnings)
+
+
 def test_batch_size_does_not_change_the_result(scan: Path) -> None:
     one, many = (screen(scan, StandIn(n)) for n in (1, 64))
     assert [(c.cell, c.status, c.label, c.p_blast) for c in one.cells] == [

@@ -1,6 +1,6 @@
 """What runs a network: one small Protocol, a file per engine."""
 
-from slidescreen.engines.choose import open_engine
+from slidescreen.engines.choose import caution, open_engine
 from slidescreen.engines.engine import Engine, Outputs
 from slidescreen.engines.settings import (
     DEVICE,
@@ -19,6 +19,7 @@ __all__ = [
     "ClassifySettings",
     "Engine",
     "Outputs",
+    "caution",
     "check_settings",
     "choose_device",
     "choose_devices",
