@@ -29,13 +29,14 @@ class Preparation:
     def __call__(self, patch: NDArray[np.uint8]) -> NDArray[np.float32]:
         planes = np.empty((1, 3, self._px, self._px), np.float32)
         if self._along_y is None:
-            np.multiply(patch.transpose(2, 0, 1), self._factor, out=planes[0])
+            for colour, plane in enumerate(cv2.split(patch)):
+                planes[0, colour] = plane
         else:
             rows = self._along_y @ patch.reshape(PATCH_PX, -1).astype(np.float32)
             turned = (self._along_x @ cv2.transpose(rows)).reshape(planes.shape[1:])
             for colour, plane in enumerate(turned):
                 cv2.transpose(plane, planes[0, colour])
-            planes[0] *= self._factor
+        planes[0] *= self._factor
         planes[0] -= self._shift
         return planes
 

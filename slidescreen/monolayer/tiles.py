@@ -11,7 +11,7 @@ from slidescreen.geometry import Box, um_to_px
 from slidescreen.records import AreaMap, Scale, Tile
 from slidescreen.slide import Grid
 
-TILE_PX: Final = 2048
+TILE_PX: Final = 1536
 
 
 @dataclass(frozen=True, slots=True)
