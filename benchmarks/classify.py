@@ -30,8 +30,6 @@ from slidescreen.geometry import Size
 from slidescreen.model import DEFAULT_MODEL, find_model, load_card, load_network, prepare
 
 PLAIN = "plain torch loop"
-GFLOP_AT_400 = 27.0
-"""Of ResNeXt-50 at 400 px; it grows with the area."""
 
 
 def main() -> None:
@@ -66,7 +64,7 @@ def main() -> None:
     px = load_card(find_model(asked.model)).input_px if not asked.input_px else asked.input_px
     told: dict[str, Any] = {"input_px": px, "rounds": asked.rounds, "engines": table(seconds)}
     if asked.device.startswith("cuda"):
-        told["gpu"] = gpu_share(told["engines"], px)
+        told["gpu"] = gpu_share(told["engines"], flop_of(load_network(model, load_card(model)), px))
     tell(told, asked.json)
 
 
@@ -110,8 +108,25 @@ def table(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
     ]
 
 
-def gpu_share(rows: list[dict[str, Any]], px: int) -> dict[str, Any]:
-    """What a large matrix product reaches in bfloat16, and which share of that each engine does."""
+def flop_of(network: torch.nn.Module, px: int) -> float:
+    """Floating point operations of the convolutions and dense layers for one cell; a multiply-add is two."""
+    total = 0
+
+    def count(layer: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+        nonlocal total
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            total += 2 * layer.weight[0].numel() * output.numel()
+
+    hooks = [layer.register_forward_hook(count) for layer in network.modules()]
+    with torch.inference_mode():
+        network(torch.zeros(1, 3, px, px))
+    for hook in hooks:
+        hook.remove()
+    return float(total)
+
+
+def gpu_share(rows: list[dict[str, Any]], flop: float) -> dict[str, Any]:
+    """What a large matrix product reaches in bfloat16, and which share of that each engine does, at `flop` a cell."""
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     for _ in range(3):
         a @ a
@@ -121,7 +136,6 @@ def gpu_share(rows: list[dict[str, Any]], px: int) -> dict[str, Any]:
         a @ a
     torch.cuda.synchronize()
     peak = 20 * 2 * 8192**3 / (time.perf_counter() - began)
-    flop = GFLOP_AT_400 * 1e9 * (px / 400) ** 2
     return {
         "name": torch.cuda.get_device_name(),
         "matrix_tflops": round(peak / 1e12, 1),

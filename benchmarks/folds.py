@@ -28,7 +28,7 @@ from slidescreen.training.classifier.calibrate import cross_calibrated, ece
 from slidescreen.training.classifier.halves import halve
 from slidescreen.training.classifier.images import LabelledImage, list_images
 from slidescreen.training.classifier.judged import MANY, balanced_accuracy, measure
-from slidescreen.training.classifier.outputs import Looks, cut
+from slidescreen.training.classifier.outputs import Looks, cut, named
 
 LEAST = 5
 ORIENTATIONS = {1: (0,), 2: (0, 2), 4: (0, 1, 2, 3), 8: range(8)}
@@ -56,7 +56,7 @@ def look(run: Path, number: int, known: dict[str, LabelledImage], work: Path) ->
     with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
         images = [known[row["file"]] for row in csv.DictReader(file) if known[row["file"]].label in card.classes]
     looks = Looks(open_engine(folder / "model", ClassifySettings("cpu")), card.sha256, work)
-    names = [image.file for image in images]
+    names = named(images)
     logits = np.stack([looks.at(f"fold-{number}", names, cut(images), k).logits for k in range(8)])
     return Fold(images, np.array([card.classes.index(image.label) for image in images]), logits), card.classes
 

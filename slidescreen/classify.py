@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slidescreen.engines import ClassifySettings, Engine, choose_device, choose_devices, open_engine
+from slidescreen.engines import ClassifySettings, Engine, caution, choose_device, choose_devices, open_engine
 from slidescreen.model import find_model, load_card, load_rejection
 from slidescreen.records import PATCH_PX, Cell, Patch, Prediction
 
@@ -89,6 +89,12 @@ class Classifier:
         """Where and with what it types: "cpu, torch float32"."""
         before = f", after {self.first.classifier.card.name}" if self.first else ""
         return f"{self.engine.device}, {self.engine.name}{before}"
+
+    @property
+    def caution(self) -> str:
+        """What a reader must know of how its answers, and those of the one before it, were computed; empty for nothing."""
+        said = caution(self.card.architecture, self.engine.name)
+        return said or (self.first.classifier.caution if self.first else "")
 
     @property
     def batch_size(self) -> int:

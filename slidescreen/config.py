@@ -80,7 +80,8 @@ class Settings:
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("classify", "batch")}
         values["classify"] = _typing(self.classify)
         if self.detect.method == "network":
-            values["detector"] = {"sha256": load_detector_card(find_model(DEFAULT_DETECTOR)).sha256}
+            card = load_detector_card(find_model(DEFAULT_DETECTOR))
+            values["detector"] = {"sha256": card.sha256, "um_per_px": card.um_per_px, "centre_score": card.centre_score}
         plain: dict[str, Any] = json.loads(json.dumps(values))  # lists for tuples: as they come back from a stored result
         return plain
 

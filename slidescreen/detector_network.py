@@ -101,7 +101,7 @@ def _resampled(image: RgbImage, share: float) -> RgbImage:
         image = np.pad(image, more, mode="edge")
         height, width = image.shape[:2]
     size = (max(1, round(width * share)), max(1, round(height * share)))
-    method = cv2.INTER_AREA if share < 1 else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if share < 1 else cv2.INTER_LINEAR_EXACT  # plain INTER_LINEAR depends on where a px lies
     return np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
 
 

@@ -49,10 +49,11 @@ def is_result(folder: Path) -> bool:
     return (folder / SUMMARY).is_file()
 
 
-def cells_of_result(folder: Path, wanted: str, sha256: str) -> list[tuple[int, str]]:
+def cells_of_result(folder: Path, wanted: str, identity: str) -> list[tuple[int, str]]:
     """The cells to show as (number, label or status): `wanted` is "top", the likeliest blasts, or numbers with commas.
 
-    Raises UsageError where the pictures were not kept, a number is unknown, or another model than `sha256` typed the cells.
+    Raises UsageError where the pictures were not kept, a number is unknown, or the cells were typed by another model than
+    that of `identity`.
     """
     if not (folder / PATCHES).is_dir():
         raise UsageError(f"{folder}: has no {PATCHES}; rescreen without --no-patches")
@@ -62,7 +63,7 @@ def cells_of_result(folder: Path, wanted: str, sha256: str) -> list[tuple[int, s
             cells = [(int(r["cell_id"]), r["label"] or r["status"], r["p_blast"], r["label"]) for r in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder}: is not a complete result ({error}); screen the scan again") from error
-    if model["sha256"] != sha256:
+    if model.get("identity") != identity:
         raise UsageError(f"{folder}: its cells were typed by another model, {model['name']}; name that one with --model")
     if wanted == "top":
         ranked = sorted((c for c in cells if c[3]), key=lambda c: (-float(c[2]), c[0]))

@@ -234,7 +234,7 @@ def load_weights(network: nn.Module, path: Path, architecture: str, skip: str = 
 
 def start_from_imagenet(path: Path, classes: int = 15, architecture: str = "resnext50_32x4d") -> nn.Module:
     """A network that starts from ImageNet weights: a safetensors file, for resnext50_32x4d with torchvision's key names, for
-    efficientnet_lite0 with those of `build_network`. Both know px / 255 less 0.5, divided by 0.25.
+    efficientnet_lite0 with those of `build_network`, which know px / 255 less 0.5, divided by 0.25 (`models/imagenet`).
 
     Their 1000-way head is dropped; the new head is random. Raises ModelError naming the first layer that differs.
     """

@@ -16,10 +16,20 @@ POLL_S: Final = 0.1
 _END: Final = object()
 
 
+_granted: int | None = None
+
+
+def grant_cores(number: int) -> None:
+    """From now on `usable_cores` tells at most so many in this process: what one worker of several is meant to use."""
+    global _granted
+    _granted = number
+
+
 def usable_cores() -> int:
-    """Cores that this process really has, at least one: of its affinity, and no more than its control groups allow."""
+    """Cores that this process really has, at least one: of its affinity, and no more than its control groups allow, or than
+    it was granted."""
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(ours, quota_cores() or ours))
+    return max(1, min(ours, quota_cores() or ours, _granted or ours))
 
 
 def quota_cores(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:

@@ -17,7 +17,6 @@ from slidescreen.config import Settings
 from slidescreen.detect import HALO_UM, LATTICE_PX, Detector, DetectSettings, FindTally, find_cells, fit_detector, working_grid
 from slidescreen.detector_card import DEFAULT_DETECTOR
 from slidescreen.differential import NO_LEUKOCYTE, count_cells, screen_cells
-from slidescreen.engines import caution
 from slidescreen.errors import AuditError, ReadError
 from slidescreen.geometry import area_mm2
 from slidescreen.model import find_model
@@ -99,7 +98,7 @@ def screen_slide(
         warnings=(
             *slide.notes,
             *_scale_warnings(slide, info, check),
-            *_warnings(areas, screened, differential, caution(classifier.card.architecture, classifier.told)),
+            *_warnings(areas, screened, differential, classifier.caution),
         ),
         scale_check=check,
         audit=audit,

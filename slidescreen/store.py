@@ -31,7 +31,7 @@ from slidescreen.errors import OutputError
 from slidescreen.records import PATCH_PX, Cell, Explanations, Fraction, Patch, ScaleCheck, ScreenedCell, SlideResult, Status
 from slidescreen.taxonomy import BY_CODE, CODES
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 """Of the stored results. It goes up whenever a result made by an older version should be made anew: when files or fields
 change, or when the same scan, model and settings give other numbers."""
 

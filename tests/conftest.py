@@ -55,6 +55,7 @@ class StandIn:
         )
         self.device = "cpu"
         self.told = "cpu, stand-in"
+        self.caution = ""
         self.batch_size = batch_size
         self.batches: list[int] = []
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from slidescreen.demo import PaintedCell, paint_smear
-from slidescreen.detect import LATTICE_PX, Body, DetectSettings
+from slidescreen.detect import HALO_UM, LATTICE_PX, Body, DetectSettings
 from slidescreen.detector_card import DEFAULT_DETECTOR, load_detector_card
 from slidescreen.detector_model import KINDS, LeukocyteNet, flops_per_px, load_detector_network, move_borders, split_maps
 from slidescreen.detector_network import NetworkDetector, load_detector, refusal
@@ -176,9 +176,9 @@ def test_outlines_and_measures_agree(smear: Smear, bodies: list[Body]) -> None:
         assert all(body.box.x <= p.x <= body.box.right and body.box.y <= p.y <= body.box.bottom for p in body.outline)
 
 
-@pytest.mark.parametrize("um_per_px", [0.26, 0.3, 0.36])
+@pytest.mark.parametrize("um_per_px", [0.26, 0.3, 0.36, 0.41])
 def test_bodies_do_not_depend_on_where_the_image_begins(smear: Smear, detector: NetworkDetector, um_per_px: float) -> None:
-    x, y, halo = LATTICE_PX, LATTICE_PX, round(40 / um_per_px)
+    x, y, halo = LATTICE_PX, LATTICE_PX, round(HALO_UM / um_per_px)
     whole = detector.find(smear[0], um_per_px)
     part = detector.find(np.ascontiguousarray(smear[0][y:, x:]), um_per_px)
 
@@ -195,10 +195,10 @@ def test_tiles_start_on_the_lattice() -> None:
     blank = np.zeros((1, 1, 3), np.uint8)
     codes = np.full((20, 30), Area.MONOLAYER, np.uint8)
     area = AreaMap(codes, codes == Area.MONOLAYER, 100.0, {}, Overview(blank, blank[..., 0], np.ones((1, 1), bool), 3000.0))
-    for tile in cut_tiles(grid, area, 40.0, Scale(0.3, "test"), shift=37, lattice=LATTICE_PX):
+    for tile in cut_tiles(grid, area, HALO_UM, Scale(0.3, "test"), shift=37, lattice=LATTICE_PX):
         assert tile.window.x % LATTICE_PX == tile.window.y % LATTICE_PX == 0
-        assert tile.core.x - tile.window.x >= 134 or tile.window.x == 0
-        assert tile.window.right >= min(3000, tile.core.right + 134)
+        assert tile.core.x - tile.window.x >= HALO_UM / 0.3 or tile.window.x == 0
+        assert tile.window.right >= min(3000, tile.core.right + HALO_UM / 0.3)
 
 
 def test_ink_and_dust_are_no_leukocytes(detector: NetworkDetector) -> None:

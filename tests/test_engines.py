@@ -3,6 +3,7 @@
 import csv
 import logging
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -296,6 +297,8 @@ def test_auto_says_where_openvino_does_not_load(
     monkeypatch.setattr(logging.getLogger("slidescreen"), "propagate", True)
     assert open_engine(small, ClassifySettings("cpu")).name == "torch float32"
     assert "too new): torch is used" in caplog.text
+    with pytest.raises(UsageError, match="does not compute in int8"):
+        open_engine(small, ClassifySettings("cpu", precision="int8", calibration="somewhere"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -360,6 +363,27 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("SLIDESCREEN_CACHE", str(tmp_path / "file" / "cache"))
     assert compiled({"weights": "a"}, kept_as(b"one"), bytes) == b"one"
+
+
+def test_a_cache_that_can_only_be_read_is_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled({"weights": "a"}, kept_as(b"one"), bytes)
+
+    def refused(_: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.utime", refused)
+    assert compiled({"weights": "a"}, never, bytes) == b"one"
+
+
+def test_what_a_killed_process_left_goes_after_a_day(cache: Path) -> None:
+    compiled({"weights": "a"}, kept_as(b"one"), bytes)
+    old, new = (cache / f".x{SUFFIX}.{pid}-0" for pid in (1, 2))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    compiled({"weights": "b"}, kept_as(b"two"), bytes)
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_files_that_were_not_used_for_longest_go(cache: Path) -> None:

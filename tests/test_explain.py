@@ -306,15 +306,15 @@ def test_explain_a_result(result: Path, tmp_path: Path) -> None:
 
 
 def test_wrong_cells_are_named(result: Path, tmp_path: Path) -> None:
-    sha = json.loads((result / "summary.json").read_text())["model"]["sha256"]
+    identity = json.loads((result / "summary.json").read_text())["model"]["identity"]
     for wanted, words in (("1,x", "must be top, or cell numbers"), ("9999", "--cells 9999: .* no such cell")):
         with pytest.raises(UsageError, match=words):
-            cells_of_result(result, wanted, sha)
+            cells_of_result(result, wanted, identity)
     with pytest.raises(UsageError, match=f"typed by another model, {DEFAULT_MODEL}"):
         cells_of_result(result, "top", "0" * 64)
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(UsageError, match="rescreen without --no-patches"):
-        cells_of_result(tmp_path, "top", sha)
+        cells_of_result(tmp_path, "top", identity)
 
 
 def test_explain_images(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slidescreen.overlap import Ahead, Clock, quota_cores, usable_cores
+from slidescreen.overlap import Ahead, Clock, grant_cores, quota_cores, usable_cores
 
 
 def test_items_come_in_order_and_few_are_held() -> None:
@@ -23,6 +23,15 @@ def test_items_come_in_order_and_few_are_held() -> None:
     assert made <= 6
     assert list(ahead) == list(range(1, 100))
     ahead.close()
+
+
+def test_a_worker_tells_no_more_cores_than_it_was_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slidescreen.overlap._granted", None)
+    most = usable_cores()
+    grant_cores(1)
+    assert usable_cores() == 1
+    grant_cores(most + 1)
+    assert usable_cores() == most
 
 
 def test_an_error_is_raised_in_its_place() -> None:

@@ -116,7 +116,13 @@ def test_what_a_release_holds(released: Path, run: Path, data: Path) -> None:
 
 def test_the_licence_tells_of_weights_that_training_started_from() -> None:
     assert "ImageNet" in licence_of(["lmu"], False, "imagenet/efficientnet_lite0.safetensors")
+    own = models_folder() / "imagenet" / "efficientnet_lite0.safetensors"
+    assert "ImageNet" in licence_of(["lmu"], False, str(own))
     assert "ImageNet" not in licence_of(["lmu"], False, "resnext50-seed")
+    derived = licence_of(["pbc"], False, "efficientnet-lite0-160")
+    assert "ImageNet" in derived
+    assert "Sidhom" in derived
+    assert "other.safetensors: its own terms" in licence_of(["lmu"], False, "other.safetensors")
 
 
 def test_the_released_model_types_cells_and_refuses_strangers(released: Path, data: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from slidescreen.errors import OpenError
 from slidescreen.geometry import Box
 from slidescreen.slide import PixelState, Slide, choose_grid, fingerprint, open_slide, read_grid, read_image
-from slidescreen.slide.guards import missing_from
+from slidescreen.slide.guards import tiff_fault
 from slidescreen.slide.readers import OpenSlideReader, TifffileReader, TiffSlideReader, TiledTiffReader
 
 TIFF_READERS = (TiledTiffReader, OpenSlideReader, TifffileReader, TiffSlideReader)
@@ -259,8 +259,8 @@ def test_a_scan_that_broke_off_between_its_levels_is_truncated(scan: Path, tmp_p
         (tmp_path / "cut.tif").write_bytes(whole[:end])
         with pytest.raises(OpenError, match=rf"truncated: it goes on at byte {last}, but ends"):
             open_slide(tmp_path / "cut.tif")
-    assert missing_from(scan) is None
-    assert missing_from(Path(__file__)) is None
+    assert tiff_fault(scan) is None
+    assert tiff_fault(Path(__file__)) is None
 
 
 def test_a_huge_plain_image_is_refused_before_decoding(tmp_path: Path) -> None:

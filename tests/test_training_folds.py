@@ -43,6 +43,21 @@ def test_no_patient_is_in_two_folds(spec: list[tuple[str, str]]) -> None:
     assert all(len(found) == 1 for found in folds.values())
 
 
+def test_patients_who_share_an_image_stay_together_and_few_without_a_patient_are_dealt_out() -> None:
+    spec = [("MYO" if i % 2 else "LYT", f"P{i // 10}") for i in range(100)] + [("MYO", ""), ("LYT", ""), ("NGS", "")]
+    split = split_images(images(spec), "patient", 5, 0, {55: 5, 101: 7})
+    assert len({int(split.fold[i]) for i in (*range(10), *range(50, 60), 101)}) == 1
+    assert all(len(set(split.fold[10 * p : 10 * p + 10].tolist())) == 1 for p in range(10))
+    assert split.fold.min() == 1
+
+
+def test_a_split_by_source_keeps_its_folds_and_tells_of_twins() -> None:
+    listed = [replace(im, source="ab"[i % 2]) for i, im in enumerate(images([("MYO", ""), ("LYT", "")] * 10))]
+    split = split_images(listed, "source", 5, 0, {3: 2, 5: 1})
+    assert split.fold.tolist() == [1, 2] * 10
+    assert any(note.startswith("1 images show the same") for note in split.notes)
+
+
 def test_the_split_says_where_it_is_not_even() -> None:
     spec = [("MYO", f"P{i % 5}") for i in range(50)] + [("LYT", "P0")] * 40 + [("NGS", "")] * 10
     split = split_images(images(spec), "patient", 5, 0)
@@ -87,6 +102,12 @@ def test_files_that_are_no_split(tmp_path: Path, text: str, message: str) -> Non
         split_images(images([("MYO", ""), ("LYT", "")] * 4), str(tmp_path / "split.csv"), 5, 0)
     with pytest.raises(UsageError, match="use one of stratified, patient, source"):
         split_images(images([("MYO", ""), ("LYT", "")] * 4), "patients", 5, 0)
+
+
+def test_folds_of_a_file_have_no_gap(tmp_path: Path) -> None:
+    (tmp_path / "split.csv").write_text("file,fold\n0.png,1\n1.png,3\n")
+    with pytest.raises(UsageError, match="no image is tested in fold 2"):
+        split_images(images([("MYO", ""), ("LYT", ""), ("LYT", "")]), str(tmp_path / "split.csv"), 2, 0)
 
 
 def test_the_same_seed_deals_alike() -> None:

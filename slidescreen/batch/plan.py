@@ -20,8 +20,9 @@ from slidescreen.batch.lock import Shard
 from slidescreen.batch.output import Output, read_json
 from slidescreen.batch.slides import SlideFailure, failure
 from slidescreen.config import Settings
+from slidescreen.detector_card import DEFAULT_DETECTOR, load_detector_card
 from slidescreen.errors import OpenError
-from slidescreen.model import check_weights, load_card, load_rejection
+from slidescreen.model import check_weights, find_model, load_card, load_rejection
 from slidescreen.monolayer import with_aoi
 from slidescreen.slide import SCAN_SUFFIXES, is_remote, scans_under
 from slidescreen.slide.fingerprint import fingerprint, slide_id
@@ -84,11 +85,15 @@ def slide_settings(settings: Settings, aoi: str) -> Settings:
     return dataclasses.replace(settings, monolayer=with_aoi(settings.monolayer, aoi)) if aoi else settings
 
 
-def check_model(folder: Path) -> None:
-    """Raise ModelError when the model cannot be used; every worker would fail with it."""
-    card = load_card(folder)
-    check_weights(folder, card.sha256)
-    load_rejection(folder, card)
+def check_models(folder: Path, settings: Settings) -> None:
+    """Raise ModelError when a model that will be needed cannot be used: every slide would fail with it."""
+    for each in (folder, *([find_model(settings.classify.cascade)] if settings.classify.cascade else [])):
+        card = load_card(each)
+        check_weights(each, card.sha256)
+        load_rejection(each, card)
+    if settings.detect.method == "network":
+        detector = find_model(DEFAULT_DETECTOR)
+        check_weights(detector, load_detector_card(detector).sha256)
 
 
 def make_plan(

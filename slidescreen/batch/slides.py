@@ -14,7 +14,7 @@ from typing import Literal
 
 from slidescreen.classify import Classifier
 from slidescreen.config import Settings
-from slidescreen.errors import OpenError, OutputError, SlidescreenError, UsageError
+from slidescreen.errors import ModelError, OpenError, OutputError, SlidescreenError, UsageError
 from slidescreen.explain import explain_top
 from slidescreen.overlap import Clock
 from slidescreen.pipeline import Progress, screen_slide
@@ -213,7 +213,7 @@ def failure(path: Path, error: Exception, stage: str) -> SlideFailure:
         return SlideFailure(path, stage, type(error).__name__, said, "report it, with the log of this slide", trace)
     said, _, step = str(error).rpartition("; ")
     said, step = (said, step) if said else (step, "see the log of this slide")
-    return SlideFailure(path, stage, type(error).__name__, said, step, trace, isinstance(error, OutputError))
+    return SlideFailure(path, stage, type(error).__name__, said, step, trace, isinstance(error, OutputError | ModelError))
 
 
 def run_batch(

@@ -34,6 +34,7 @@ from slidescreen.batch.plan import slide_settings
 from slidescreen.batch.slides import RunOptions, SlideDone, SlideFailure, attempt, failure
 from slidescreen.classify import Classifier, load_classifier
 from slidescreen.errors import SlidescreenError
+from slidescreen.overlap import grant_cores
 from slidescreen.slide.known_answers import require_decoders
 from slidescreen.store import SUMMARY
 from slidescreen.stored import same_request
@@ -266,6 +267,7 @@ def _be_modest(threads: int) -> None:
     buffers would otherwise stay in a heap of its own. The latter does nothing where the C library has no mallopt."""
     import torch
 
+    grant_cores(threads)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -68,7 +68,7 @@ def explain(
     classifier = open_classifier(model, effective_settings(None, device, 0, ""))
     failures: list[SlidescreenError] = []
     if folders:
-        shown = cells_of_result(folders[0], cells, classifier.card.sha256)
+        shown = cells_of_result(folders[0], cells, classifier.card.identity)
         patches, title = patches_of_result(folders[0], shown), folders[0].resolve().name
     else:
         patches, title = (

@@ -19,7 +19,7 @@ from slidescreen.batch.local import LocalExecutor
 from slidescreen.batch.lock import RunLock, Shard, suffix
 from slidescreen.batch.metrics import Metrics
 from slidescreen.batch.output import Output, open_output
-from slidescreen.batch.plan import Plan, Resume, check_model, describe, make_plan, with_defaults
+from slidescreen.batch.plan import Plan, Resume, check_models, describe, make_plan, with_defaults
 from slidescreen.classify import choose_devices
 from slidescreen.cli.app import log, stopped
 from slidescreen.cli.progress import View, print_line
@@ -49,7 +49,7 @@ def run_night(job: Job, wishes: Wishes, *, dry_run: bool, verbose: bool, plain: 
     shard = Shard.parse(wishes.shard) if wishes.shard else None
     output = open_output(job.out)
     inputs = with_defaults(read_inputs(wishes.scans, output.folder), wishes.um_per_px)
-    check_model(job.model)
+    check_models(job.model, job.settings)
     wanted = job.settings.classify.device  # for Ray, of the nodes: this machine need not have it
     devices = choose_devices(wanted) if wishes.engine == "local" else [wanted]
     if dry_run:

@@ -10,6 +10,7 @@ import typer
 from slidescreen.cli.app import stopped, train_app
 from slidescreen.cli.options import DeviceOption, VerboseOption, start_log
 from slidescreen.cli.training_bar import TrainingBar
+from slidescreen.errors import UsageError
 
 if TYPE_CHECKING:
     from slidescreen.training.classifier.run import FoldDone
@@ -20,7 +21,9 @@ def train_detector(
     fields: Annotated[Path, typer.Option("--fields", help="Folder with fields.csv: smear fields with boxes.")],
     masks: Annotated[Path, typer.Option("--masks", help="Folder with masks.csv: cells with expert outlines.")],
     cells: Annotated[Path | None, typer.Option("--cells", help="Folder with cells.csv: images of single cells.")] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Model folder to write.")] = Path("models/leukocyte-detector"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Model folder to write; must not exist.")] = Path(
+        "build/leukocyte-detector/model"
+    ),
     work: Annotated[Path, typer.Option("--work", help="Folder of checkpoints; the same command goes on from them.")] = Path(
         "build/leukocyte-detector"
     ),
@@ -31,6 +34,8 @@ def train_detector(
 ) -> None:
     """Train the leukocyte detector on the CPU; see benchmarks/detection.py for how it is measured."""
     start_log(verbose, False)
+    if out.exists():
+        raise UsageError(f"{out}: exists already; name another folder with -o, or remove it")
     from slidescreen.training.detector.fit import TrainSettings
     from slidescreen.training.detector.release import train_detector, write_detector
 

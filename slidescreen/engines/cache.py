@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,6 +26,10 @@ SUFFIX: Final = ".compiled"
 DIGEST: Final = hashlib.sha256().digest_size
 KEPT: Final = 12
 """Files; those that were not used for longest go. One is about as large as the model, 0.1 GB."""
+
+
+LEFT_S: Final = 24 * 3600
+"""Age from which a half-written file is nobody's."""
 
 
 def cache_folder() -> Path:
@@ -67,9 +72,10 @@ def _digest(key: Mapping[str, str]) -> str:
 def _read(path: Path) -> bytes | None:
     try:
         content = path.read_bytes()
-        os.utime(path)
     except OSError:
         return None
+    with suppress(OSError):  # a cache that cannot be written is good to read
+        os.utime(path)
     digest, kept = content[:DIGEST], content[DIGEST:]
     if hashlib.sha256(kept).digest() != digest:
         log.info("%s: is damaged; compiled again", path)
@@ -95,5 +101,6 @@ def _write(path: Path, content: bytes) -> None:
 
 def _prune(folder: Path) -> None:
     files = sorted(folder.glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for path in files[KEPT:]:
+    left = [path for path in folder.glob(f".*{SUFFIX}.*") if time.time() - path.stat().st_mtime > LEFT_S]  # of killed processes
+    for path in (*files[KEPT:], *left):
         path.unlink(missing_ok=True)

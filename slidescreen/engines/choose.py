@@ -53,7 +53,7 @@ def choose_engine(settings: ClassifySettings, device: str) -> EngineName:
 
 
 def caution(architecture: str, told: str) -> str:
-    """What a reader must know of answers that were computed as `told` says, a full sentence; empty where there is nothing."""
+    """What a reader must know of answers that an engine of the name `told` computed, in full sentences; empty for nothing."""
     for precision, (share, most) in IN_FLOAT32.get(architecture, {}).items():
         if precision in told:
             return (
@@ -99,8 +99,8 @@ def _open(folder: Path, settings: ClassifySettings, device: str, threads: int) -
         except UsageError as error:
             if settings.engine != "auto":
                 raise
+            name = choose_engine(replace(settings, engine="torch"), device)
             log.warning("%s: torch is used", error)
-            name = "torch"
         else:
             return OpenVinoEngine(folder, card, settings, threads)
     if name == "onnxruntime":

@@ -60,7 +60,7 @@ class TorchEngine:
             except torch.OutOfMemoryError:
                 if self.shape == 1:
                     raise
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # not in the handler, where the error still holds what did not fit
             self.shape //= 2
             log.warning("out of memory on %s: batch size halved to %d", device, self.shape)
         self.batch_size = settings.batch_size or self.shape * (2 * LANES if cuda else 4)

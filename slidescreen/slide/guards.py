@@ -27,7 +27,7 @@ FORMS: Final = {42: ("H", "I", 12), 43: ("Q", "Q", 20)}
 """TIFF and BigTIFF: number of entries, offset, bytes per entry (TIFF 6.0; BigTIFF design of Aware Systems)."""
 TYPE_BYTES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 WHOLE: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-WIDTH, LENGTH, SAMPLES, ROWS, TILE_WIDTH, TILE_LENGTH, SUBIFDS = 256, 257, 277, 278, 322, 323, 330
+WIDTH, LENGTH, SAMPLES, TILE_WIDTH, TILE_LENGTH, SUBIFDS = 256, 257, 277, 322, 323, 330
 TABLES: Final = {270, 273, 279, 324, 325, 330, 347, 700}
 """Tags whose values must lie inside the file: descriptions, tables of strips and tiles, JPEG tables."""
 PLANAR, SEPARATE, TILE_OFFSETS, TILE_BYTES = 284, 2, 324, 325
@@ -129,12 +129,6 @@ def tiff_fault(path: Path) -> Fault | None:
         if version == 42 and form.has(wide, NDPI_MARK):
             first, form.link = wide, "Q"
         return _chain_fault(form, first)
-
-
-def missing_from(path: Path) -> int | None:
-    """The byte at which a directory should stand that lies beyond the end of the file; None where none does."""
-    fault = tiff_fault(path)
-    return int(fault.reason.split("byte ")[1].split(",")[0]) if fault and fault.truncated else None
 
 
 def _chain_fault(form: _Form, first: int) -> Fault | None:

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,8 @@ def split_images(
     `how`: stratified: images one by one, as Matek et al. 2019. patient: patients as a whole; an image without a patient is its
     own. source: a fold for each source, by name, whatever `folds` says. Else a CSV file with the columns file,fold; images that
     it does not name are of fold 0.
-    `twin_of`: index of an image with the same px as an earlier one -> that one's; it goes to the same fold.
+    `twin_of`: index of an image with the same px as an earlier one -> that one's. Images dealt out one by one go to the fold
+    of their twin, patients who share one go together; where sources or a file decide, a note tells of those that lie apart.
 
     Raises UsageError when there is one class only, a patient split is asked for with fewer patients than folds, a source split
     with one source, or the file is wrong.
@@ -63,7 +64,7 @@ def split_images(
     strata = np.array([f"{image.label} {image.source}" for image in images])
     notes: tuple[str, ...] = ()
     if how == "patient":
-        fold, notes = _by_patient(images, strata, folds, seed)
+        fold, notes = _by_patient(images, strata, folds, seed, twin_of or {})
     elif how == "source":
         fold, notes = _by_source(images)
     elif how != "stratified":
@@ -71,31 +72,46 @@ def split_images(
     else:
         fold = _dealt(StratifiedKFold(folds, shuffle=True, random_state=seed), strata, None)
     for twin, first in (twin_of or {}).items():
-        fold[twin] = fold[first]
+        if how in ("stratified", "patient"):
+            fold[twin] = fold[first]
+    apart = sum(int(fold[twin] != fold[first]) for twin, first in (twin_of or {}).items())
+    if apart:
+        notes = (*notes, f"{apart} images show the same as one of another fold, which is learned from and tested on at once")
     folds = folds if how in ("stratified", "patient") else int(fold.max())
     uneven = _uneven(labels, fold, folds) if how in ("stratified", "patient") else ()
     return Split(how if how in SPLITS else "file", folds, fold, (*notes, *uneven))
 
 
 def _by_patient(
-    images: Sequence[LabelledImage], strata: NDArray[np.str_], folds: int, seed: int
+    images: Sequence[LabelledImage], strata: NDArray[np.str_], folds: int, seed: int, twin_of: Mapping[int, int]
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     patients = {image.patient for image in images} - {""}
-    alone = sum(not image.patient for image in images)
     if len(patients) < folds:
         raise UsageError(
             f"{len(patients)} patients cannot be dealt out to {folds} folds; name them in the column patient, use fewer folds, "
             "or --split stratified"
         )
-    groups = np.array([f"patient {im.source} {im.patient}" if im.patient else f"image {i}" for i, im in enumerate(images)])
+    groups: NDArray[Any] = np.array(
+        [f"patient {im.source} {im.patient}" if im.patient else f"image {i}" for i, im in enumerate(images)]
+    )
     known = np.array([bool(image.patient) for image in images])
+    for twin, first in twin_of.items():
+        same = np.isin(groups, (groups[twin], groups[first]))
+        groups[same], known[same] = groups[first], known[same].any()
     fold = np.zeros(len(images), np.int64)
     fold[known] = _dealt(StratifiedGroupKFold(folds, shuffle=True, random_state=seed), strata[known], groups[known])
     notes: tuple[str, ...] = ()
-    if alone:
-        fold[~known] = _dealt(StratifiedKFold(folds, shuffle=True, random_state=seed), strata[~known], None)
+    if alone := int((~known).sum()):
+        fold[~known] = _one_by_one(strata[~known], folds, seed)
         notes = (f"{alone} images name no patient and are dealt out one by one: cells of one person may lie in several folds",)
     return fold, notes
+
+
+def _one_by_one(strata: NDArray[np.str_], folds: int, seed: int) -> NDArray[np.int64]:
+    """Images dealt out one by one, each stratum evenly; in turn where all strata are smaller than the number of folds."""
+    if max(Counter(strata.tolist()).values()) >= folds:
+        return _dealt(StratifiedKFold(folds, shuffle=True, random_state=seed), strata, None)
+    return np.arange(len(strata)) % folds + 1
 
 
 def _by_source(images: Sequence[LabelledImage]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -122,6 +138,9 @@ def _from_file(images: Sequence[LabelledImage], path: Path) -> NDArray[np.int64]
     fold = np.array([told.get(image.file, 0) for image in images], np.int64)
     if fold.min() < 0 or not fold.any():
         raise UsageError(f"{path}: folds are counted from 1 (0: never tested); at least one image needs one")
+    empty = sorted(set(range(1, int(fold.max()) + 1)) - set(fold.tolist()))
+    if empty:
+        raise UsageError(f"{path}: no image is tested in fold {empty[0]}; number the folds without a gap")
     return fold
 
 

@@ -3,6 +3,7 @@ that it has, and for what is no leukocyte, each in two halves."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +24,15 @@ from slidescreen.training.classifier.cutouts import (
 )
 from slidescreen.training.classifier.halves import Halves, halve
 from slidescreen.training.classifier.images import LabelledImage
-from slidescreen.training.classifier.outputs import Looks, cut
+from slidescreen.training.classifier.outputs import Looks, cut, named
 from slidescreen.training.classifier.rejecting import Lesson
 
 KNOWN: Final = 2000
 """Images of the training that rejection is fitted on, at most."""
 BLURRED: Final = 400
 """Unseen images that are put out of focus, at most."""
-STILL_READABLE, BETWEEN, BEYOND = OUT_OF_FOCUS.values()
-"""Kinds of blur: taken for leukocytes when fitting; never fitted on; taken for strangers."""
+STILL_READABLE, BETWEEN, _ = OUT_OF_FOCUS.values()
+"""Kinds of blur: taken for leukocytes when fitting; never fitted on. The third is taken for strangers."""
 FITTED_LEUKOCYTES: Final = frozenset(LEUKOCYTES.format(camera) for camera in CAMERAS)
 """Where strangers were cut from, leukocytes must be too; those of the other cameras are new to the score."""
 T = TypeVar("T")
@@ -86,7 +87,7 @@ def gather(
     kinds: dict[str, Group] = {}
     for kind in sorted({_kind(image) for image in strangers}):
         own = [image for image in strangers if _kind(image) == kind]
-        outputs = looks.at(f"strangers-{len(kinds)}", [i.file for i in own], cut(own))
+        outputs = looks.at(f"strangers-{len(kinds)}", named(own), cut(own))
         kinds[kind] = Group(outputs, halve([_group(image) for image in own]))
     others: dict[str, Group] = {}
     for kind, group in _blurred(looks, unseen, halves).items():
@@ -97,8 +98,8 @@ def gather(
     return Material(
         unseen,
         np.array([classes.index(image.label) for image in unseen]),
-        Group(looks.at("unseen", [i.file for i in unseen], cut(unseen)), halves),
-        looks.at("known", [i.file for i in known], cut(known)),
+        Group(looks.at("unseen", named(unseen), cut(unseen)), halves),
+        looks.at("known", named(known), cut(known)),
         np.array([classes.index(image.label) for image in known]),
         others,
         kinds,
@@ -117,7 +118,7 @@ def joined(parts: Sequence[Outputs], like: Outputs) -> Outputs:
 
 def _blurred(looks: Looks, unseen: Sequence[LabelledImage], halves: Halves) -> dict[str, Group]:
     some = _spread(range(len(unseen)), BLURRED)
-    names = [unseen[i].file for i in some]
+    names = named([unseen[i] for i in some])
     found = {}
     for sigma, kind in OUT_OF_FOCUS.items():
         pixels = (blurred(patch, sigma) for patch in cut(unseen[i] for i in some))
@@ -132,7 +133,11 @@ def _cut_from(looks: Looks, cutouts: Iterable[Cutout], name: str) -> dict[str, G
     found = {}
     for number, kind in enumerate(sorted({c.kind for c in every})):
         own = [c for c in every if c.kind == kind]
-        outputs = looks.at(f"{name}-{number}", [f"{c.group} {i}" for i, c in enumerate(own)], (c.pixels for c in own))
+        outputs = looks.at(
+            f"{name}-{number}",
+            [f"{c.group} {hashlib.sha256(c.pixels.tobytes()).hexdigest()}" for c in own],
+            (c.pixels for c in own),
+        )
         fitted = kind in FITTED_LEUKOCYTES or name != "cut-leukocytes"
         found[kind] = Group(outputs, halve([c.group for c in own]), fitted)
     return found

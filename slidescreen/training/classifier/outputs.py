@@ -52,6 +52,12 @@ def cut(images: Iterable[LabelledImage]) -> Iterator[RgbImage]:
         yield patch_of_image(read_image(image.path), image.um_per_px)
 
 
+def named(images: Sequence[LabelledImage]) -> list[str]:
+    """Names for `Looks`, which change when a file, its size, its time of change or its scale does."""
+    states = [image.path.stat() for image in images]
+    return [f"{i.file} {i.um_per_px:g} {s.st_size} {s.st_mtime_ns}" for i, s in zip(images, states, strict=True)]
+
+
 def _batches(pixels: Iterable[RgbImage]) -> Iterator[NDArray[np.uint8]]:
     waiting = iter(pixels)
     while some := list(islice(waiting, BATCH)):

@@ -91,7 +91,7 @@ def pack_images(
 
 
 def packed_side(images: Sequence[LabelledImage], patch_px: int) -> int:
-    """Side in px of the packed squares: as large as the largest of the first thousand images shows, between 29 and 41 um."""
+    """Side in px of the packed squares: the largest of a thousand images spread over the list, but 29 to 41 um."""
     largest = max((_extent_um(image) for image in images[:: max(1, len(images) // 1000)]), default=PATCH_UM)
     return math.floor(min(max(largest, PATCH_UM), MOST_UM) * patch_px / PATCH_UM)
 

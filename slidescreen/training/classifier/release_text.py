@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from slidescreen.errors import ModelError
+from slidescreen.model import find_model, models_folder, read_card
 from slidescreen.training.classifier.tables import Table
 
 README: Final = "README.md"
@@ -49,8 +52,22 @@ def licence_of(sources: Collection[str], fields: bool, start: str) -> str:
     """What the licences of these sources say, and of what training started from (`Recipe.start`)."""
     known = [text for source, text in LICENCES.items() if source in sources]
     rest = [f"{source or 'unnamed source'}: its own terms" for source in sources if source not in LICENCES]
-    begun = [IMAGENET] if start.startswith("imagenet/") else []
+    begun = [_started(start)] if start else []
     return f"Weights: research use. Data: {'; '.join([*known, *rest, *([FIELDS] if fields else []), *begun])}."
+
+
+def _started(start: str) -> str:
+    """What binds weights that training started from: those of ImageNet that come along, a model, or some file."""
+    if start.endswith(".safetensors"):
+        own = models_folder() / "imagenet" / Path(start).name
+        told = Path(start)
+        known = start.startswith("imagenet/") or (told.is_file() and own.is_file() and told.read_bytes() == own.read_bytes())
+        return IMAGENET if known else f"training started from {told.name}: its own terms"
+    try:
+        terms = str(read_card(find_model(start)).get("licence", "its own terms"))
+    except ModelError:  # it may have gone since
+        terms = "its own terms"
+    return f"training started from {start}: {terms.rstrip('.')}"
 
 
 def describe(card: Mapping[str, Any], tables: Sequence[Table], half: bool, pictures: Sequence[str] = ()) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from slidescreen.classify import softmax
 from slidescreen.training.classifier.judged import measure
 from slidescreen.training.classifier.material import Material, chosen
-from slidescreen.training.classifier.outputs import Looks, cut
+from slidescreen.training.classifier.outputs import Looks, cut, named
 from slidescreen.training.classifier.tables import Table, number
 
 AGREEMENTS = (0.5, 0.75, 1.0)
@@ -20,11 +20,10 @@ AGREEMENTS = (0.5, 0.75, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Turned:
-    """Tables, and by how much balanced accuracy and the blast AUC rise."""
+    """Tables, and by how much balanced accuracy rises."""
 
     tables: tuple[Table, ...]
     balanced_gain: float
-    blast_gain: float
 
 
 def measure_turns(
@@ -32,7 +31,7 @@ def measure_turns(
 ) -> Turned:
     """Look at some unseen images, `rows` of them, in all eight orientations; 1 and 8 are compared on the same images."""
     images, labels = [material.images[i] for i in rows.tolist()], material.labels[rows]
-    names = [image.file for image in images]
+    names = named(images)
     began = time.monotonic()
     turned = [looks.at("turned", names, cut(images), k).logits for k in range(1, 8)]
     seconds = time.monotonic() - began
@@ -48,7 +47,7 @@ def measure_turns(
     note = f"{len(images)} unseen images. Eight cost eight times the network's time."
     log_s = f" The seven more took {1000 * seconds / 7 / len(images):.0f} ms an image each." if seconds > 1 else ""
     gain = Table("Eight orientations (`--tta 8`)", note + log_s, columns, tuple(lines))
-    return Turned((gain, _agreement(every, mean, labels)), eight.balanced[0] - one.balanced[0], eight.blast[0] - one.blast[0])
+    return Turned((gain, _agreement(every, mean, labels)), eight.balanced[0] - one.balanced[0])
 
 
 def _agreement(every: Sequence[NDArray[np.float32]], mean: NDArray[np.float32], labels: NDArray[np.int64]) -> Table:

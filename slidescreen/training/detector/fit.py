@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from slidescreen.detector_model import FINE, LeukocyteNet, split_maps
+from slidescreen.overlap import usable_cores
 from slidescreen.training.checkpoint import follow, load_checkpoint, save_checkpoint
 from slidescreen.training.detector.augment import OUTLINED, SINGLES, Truth, make_scene
 from slidescreen.training.detector.data import (
@@ -143,7 +143,7 @@ def train(
     """Train, or go on where `folder` holds a checkpoint of the same settings. `tell` is called after each step; what it raises
     ends the training. The averaged network, in evaluation mode."""
     torch.manual_seed(settings.seed)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) - settings.workers))
+    torch.set_num_threads(max(1, usable_cores() - settings.workers))
     network = LeukocyteNet().to(memory_format=torch.channels_last)
     average = LeukocyteNet()
     average.load_state_dict(network.state_dict())
