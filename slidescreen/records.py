@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -122,20 +122,22 @@ class Overview:
 class AreaMap:
     """`blocks` (rows, columns) uint8 of `Area`, each block `block_px` level-0 px wide and high (the last ones may reach
     beyond the scan). `screened_blocks` (rows, columns) bool: those searched for cells. `area_mm2`: see `SlideResult`; exact to
-    the low level's px."""
+    the low level's px. `chosen`: whether a level-0 point lies in the area that the user chose, which covers parts of blocks;
+    None where none was chosen."""
 
     blocks: NDArray[np.uint8]
     screened_blocks: NDArray[np.bool_]
     block_px: float
     area_mm2: Mapping[str, float]
     overview: Overview
+    chosen: Callable[[float, float], bool] | None = None
 
     def screened(self, x: float, y: float) -> bool:
-        """Whether the level-0 point lies in a screened block."""
+        """Whether the level-0 point lies in a screened block, and in the chosen area."""
         row, column = math.floor(y / self.block_px), math.floor(x / self.block_px)
         rows, columns = self.blocks.shape
         inside = 0 <= row < rows and 0 <= column < columns
-        return inside and bool(self.screened_blocks[row, column])
+        return inside and bool(self.screened_blocks[row, column]) and (self.chosen is None or self.chosen(x, y))
 
 
 @dataclass(frozen=True, slots=True)

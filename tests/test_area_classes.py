@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from smears import GROUND, UM_PER_PX, GradedSmear, feathered, graded_smear, monolayer, thick, write_rgba
 
 from slidescreen.demo import paint_smear
-from slidescreen.errors import AuditError, UsageError
+from slidescreen.errors import AuditError, ReadError, UsageError
 from slidescreen.geometry import Box, Size
 from slidescreen.monolayer import MonolayerSettings, check_areas, map_area, with_aoi
-from slidescreen.monolayer.aoi import blocks_in
+from slidescreen.monolayer.aoi import blocks_in, holds
 from slidescreen.monolayer.blocks import SUMS
 from slidescreen.monolayer.classes import classify_blocks, edge_blur_um
 from slidescreen.records import Area, AreaMap, Scale
@@ -96,6 +96,14 @@ def test_chosen_rectangle_is_screened_whatever_its_class(scan: Path, graded: Are
     assert area.area_mm2["screened"] == pytest.approx(1280 * 1280 * UM_PER_PX**2 * 1e-6, rel=0.25)
     assert area.screened(600, 600)
     assert not area.screened(2000, 600)
+    assert area.screened(1279, 1279)
+    assert not area.screened(1281, 600)  # in the same block, beyond the area
+
+
+@pytest.mark.parametrize("text", ["-100,-100,50,50", "1000000,0,10,10"])
+def test_an_area_outside_the_scan_fails_by_name(scan: Path, text: str) -> None:
+    with pytest.raises(ReadError, match="the chosen area lies outside the scan"):
+        mapped(scan, with_aoi(AUTO, text))
 
 
 def test_overview_has_classes_and_screened_area(graded: AreaMap) -> None:
@@ -185,6 +193,9 @@ def test_geojson_with_hole(tmp_path: Path) -> None:
     settings = with_aoi(AUTO, str(path))
     inside = blocks_in(settings.polygons, (10, 10), 100.0)
     assert inside[0, 0]
+    assert holds(settings.polygons, 100, 100)
+    assert not holds(settings.polygons, 400, 400)
+    assert not holds(settings.polygons, 801, 100)
     assert not inside[4, 4]
     assert not inside[9, 9]
 

@@ -39,9 +39,9 @@ def run_cli(*arguments: str) -> Result:
 
 
 CORNERS = ((110, 110), (290, 110), (110, 290), (290, 290))
-SALIENCY = ExplainSettings()
+SALIENCY = ExplainSettings(method="saliency")
 GRADCAM = ExplainSettings(method="gradcam")
-BLAST_SALIENCY = ExplainSettings(target="blast")
+BLAST_SALIENCY = ExplainSettings(method="saliency", target="blast")
 
 
 def plant(code: str, x: int, y: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -114,6 +114,17 @@ def test_the_map_lies_on_the_planted_cell(
     chance = shares(explain(patches[::2], unlearned(real), settings), masks[::2]) / area[::2]
     assert chance.max() < 1.7, chance
     assert chance.mean() < 1.3, chance
+
+
+def test_what_a_report_shows_lies_on_the_cell(planted: tuple[NDArray[np.uint8], NDArray[np.bool_]]) -> None:
+    """The default model and method; one of the lymphocytes is missed."""
+    patches, masks = planted
+    classifier = load_classifier(find_model(DEFAULT_MODEL), ClassifySettings("cpu", engine="torch"))
+    maps = explain(patches, classifier, ExplainSettings())
+    over = shares(maps, masks) / masks.mean((1, 2))
+    assert (over > 1.5).sum() >= 7, over
+    brightest = np.array([mask[m >= np.quantile(m, 0.98)].mean() for m, mask in zip(maps, masks, strict=True)])
+    assert brightest.mean() > 0.7, brightest
 
 
 def test_moving_the_cell_moves_the_map(real: Classifier, planted: tuple[NDArray[np.uint8], NDArray[np.bool_]]) -> None:
@@ -244,7 +255,7 @@ def test_a_network_without_a_map_is_named() -> None:
 
 
 def test_settings() -> None:
-    assert Settings().result_settings()["explain"] == {"top": 24, "method": "saliency", "target": "class"}
+    assert Settings().result_settings()["explain"] == {"top": 24, "method": "gradcam", "target": "class"}
     with pytest.raises(UsageError, match=r"explain.top = 49: must lie in 0-48"):
         Settings(explain=ExplainSettings(top=49))
 
@@ -269,7 +280,7 @@ def result(scan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_keeps_the_maps_it_shows(result: Path) -> None:
     kept = load_explanations(result)
     assert kept is not None
-    assert (kept.method, kept.target) == ("saliency", "class")
+    assert (kept.method, kept.target) == ("gradcam", "class")
     with (result / "cells.csv").open(newline="") as file:
         rows = sorted((r for r in csv.DictReader(file) if r["p_blast"]), key=lambda r: -float(r["p_blast"]))
     assert [row + 1 for row in kept.maps] == [int(r["cell_id"]) for r in rows[:3]]

@@ -39,7 +39,7 @@ class Target(StrEnum):
 def explain(
     inputs: Annotated[list[str], typer.Argument(metavar="RESULT_FOLDER|IMAGE...", help="A result folder, or images of cells.")],
     um_per_px: Annotated[float, typer.Option("--um-per-px", help="um per pixel of the images.")] = 0.0,
-    method: Annotated[Method, typer.Option("--method", help="saliency, as Matek et al.; gradcam.")] = Method.saliency,
+    method: Annotated[Method, typer.Option("--method", help="gradcam; saliency, as Matek et al.")] = Method.gradcam,
     target: Annotated[
         Target, typer.Option("--target", help="class: the score of the class given; blast: P(blast).")
     ] = Target.label,

@@ -36,21 +36,37 @@ def blocks_in(polygons: tuple[Polygon, ...], shape: tuple[int, ...], block_px: f
     fine = 4  # steps per block; finer than any cell's own size
     inside = np.zeros((rows * fine, columns * fine), np.uint8)
     for polygon in polygons:
-        rings = [np.clip(np.array(ring) * (fine / block_px), -1e6, 1e6).astype(np.int32) for ring in polygon]
+        rings = [np.floor(np.clip(np.array(ring) * (fine / block_px), -1e6, 1e6)).astype(np.int32) for ring in polygon]
         one = np.zeros_like(inside)
         cv2.fillPoly(one, rings, 1)
         inside |= one
     return np.asarray(inside.reshape(rows, fine, columns, fine).max((1, 3)) > 0)
 
 
+def holds(polygons: tuple[Polygon, ...], x: float, y: float) -> bool:
+    """Whether a level-0 point lies in one of the polygons, its border included, and in none of that one's holes."""
+
+    def within(ring: Ring, border: bool) -> bool:
+        side = cv2.pointPolygonTest(np.array(ring, np.float32), (x, y), False)
+        return side > 0 or (border and side == 0)
+
+    return any(within(outer, True) and not any(within(hole, False) for hole in holes) for outer, *holes in polygons)
+
+
+def touches(polygons: tuple[Polygon, ...], width: float, height: float) -> bool:
+    """Whether what encloses one of the polygons overlaps an image of this size."""
+    corners = [(np.min(outer, axis=0), np.max(outer, axis=0)) for outer, *_ in polygons]
+    return any((low < (width, height)).all() and (high > 0).all() for low, high in corners)
+
+
 def _is_rectangle(text: str) -> bool:
-    return text.count(",") == 3 and not any(c.isalpha() or c in "/\\" for c in text)
+    return "," in text and not any(c.isalpha() or c in "/\\" for c in text)
 
 
 def _rectangle(text: str) -> tuple[Polygon, ...]:
     try:
         x, y, width, height = (float(part) for part in text.split(","))
-    except ValueError:
+    except ValueError:  # not numbers, or not four of them
         raise UsageError(f"--aoi {text}: not four numbers; give x,y,w,h in level-0 px, for instance 0,0,20000,15000") from None
     if not (width > 0 and height > 0 and all(map(math.isfinite, (x, y, width, height)))):
         raise UsageError(f"--aoi {text}: width and height must be above 0; give x,y,w,h in level-0 px")
@@ -67,8 +83,9 @@ def _read_geojson(path: Path) -> tuple[Polygon, ...]:
         raise UsageError(f"--aoi {path}: not valid JSON ({' '.join(str(error).split())[:80]}); {hint}") from error
     try:
         polygons = tuple(_polygons(content))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"--aoi {path}: not valid GeoJSON ({type(error).__name__}: {error}); {hint}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "a feature lacks its type or its coordinates"
+        raise UsageError(f"--aoi {path}: not valid GeoJSON ({reason}); {hint}") from error
     if not polygons:
         raise UsageError(f"--aoi {path}: holds no polygon; draw an area, not a point or a line")
     return polygons

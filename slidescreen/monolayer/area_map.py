@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import cv2
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from slidescreen.errors import AuditError, ReadError
 from slidescreen.geometry import Box, Size, area_mm2
-from slidescreen.monolayer.aoi import blocks_in, with_aoi
+from slidescreen.monolayer.aoi import Polygon, blocks_in, holds, touches, with_aoi
 from slidescreen.monolayer.blocks import SUMS, Look, block_sums, fill_colour, measure_look, sum_blocks
 from slidescreen.monolayer.classes import MonolayerSettings, classify_blocks
 from slidescreen.records import Area, AreaMap, Overview, Scale
@@ -61,8 +62,15 @@ class _Survey:
 def map_area(slide: Slide, scale: Scale, settings: MonolayerSettings) -> AreaMap:
     """Sort the whole scan into classes and choose what is screened.
 
-    Raises ReadError when more than `settings.max_unreadable` of the scan's px cannot be decoded.
+    Raises ReadError when more than `settings.max_unreadable` of the scan's px cannot be decoded, or a chosen area lies outside
+    the scan.
     """
+    polygons = settings.polygons or with_aoi(settings, settings.aoi).polygons
+    if polygons and not touches(polygons, slide.size.width, slide.size.height):
+        raise ReadError(
+            f"{slide.path}: the chosen area lies outside the scan ({slide.size.width} x {slide.size.height} px); "
+            "give it in level-0 px of this scan"
+        )
     longest_um = max(slide.size.width, slide.size.height) * scale.um_per_px
     um = min(LOOK_UM_PER_PX, max(scale.um_per_px, longest_um / OVERVIEW_PX))
     grid = choose_grid(slide, um / scale.um_per_px)
@@ -74,11 +82,12 @@ def map_area(slide: Slide, scale: Scale, settings: MonolayerSettings) -> AreaMap
     _look_at_all(slide, grid, um_per_px, survey)
     codes = classify_blocks(survey.sums, um_per_px * coarse)
     _require_readable(slide, survey.states, settings)
-    screened = _screened(codes, side * grid.downsample, settings)
+    screened = _screened(codes, side * grid.downsample, settings.aoi, polygons)
     areas = _areas(survey.states, codes, screened, area_mm2(slide.size.area, scale.um_per_px))
     check_areas(areas)
     overview = _overview(survey, codes, screened, grid.downsample * reduce)
-    return AreaMap(codes, screened, side * grid.downsample, areas, overview)
+    chosen = partial(holds, polygons) if polygons else None
+    return AreaMap(codes, screened, side * grid.downsample, areas, overview, chosen)
 
 
 def check_areas(areas: Mapping[str, float]) -> None:
@@ -139,13 +148,12 @@ def _require_readable(slide: Slide, states: NDArray[np.int64], settings: Monolay
         )
 
 
-def _screened(codes: _Codes, block_px: float, settings: MonolayerSettings) -> NDArray[np.bool_]:
-    if settings.aoi == "auto":
+def _screened(codes: _Codes, block_px: float, aoi: str, polygons: tuple[Polygon, ...]) -> NDArray[np.bool_]:
+    if aoi == "auto":
         return np.asarray(codes == Area.MONOLAYER)
     seen = (codes != Area.UNSCANNED) & (codes != Area.UNREADABLE)
-    if settings.aoi == "all":
+    if aoi == "all":
         return np.asarray(seen)
-    polygons = settings.polygons or with_aoi(settings, settings.aoi).polygons
     return np.asarray(seen & blocks_in(polygons, codes.shape, block_px))
 
 
