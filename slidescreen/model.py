@@ -56,7 +56,7 @@ class ModelCard:
     square it sees. `input_px`: side of the network's input. `mean`, `std`: per RGB channel, of px / 255. `sha256` of the
     weights file. `measured`: results on images that the model had not seen, by name; tables among them are for people.
     `temperature`: by which logits are divided before softmax (Guo et al. 2017); 1 where the card has no `calibration`.
-    `rejection`: None where the model cannot tell what is no leukocyte of its classes.
+    `rejection`: None where the model cannot tell what is no leukocyte of its classes. `limits`: what it cannot be trusted with.
     """
 
     name: str
@@ -72,6 +72,7 @@ class ModelCard:
     measured: Mapping[str, Any]
     temperature: float = 1.0
     rejection: RejectionCard | None = None
+    limits: str = ""
 
     @property
     def info(self) -> ModelInfo:
@@ -79,9 +80,8 @@ class ModelCard:
         said = {k: v for k, v in self.measured.items() if isinstance(v, int | float | str)}
         said = {k: said[k] for k in FOR_READERS if k in said} or said
         results = ", ".join(f"{k} {v}" if isinstance(v, str) else f"{k} {v:g}" for k, v in said.items())
-        return ModelInfo(
-            self.name, self.sha256, self.classes, results, self.identity, self.temperature, self.rejection is not None
-        )
+        rejects = self.rejection is not None
+        return ModelInfo(self.name, self.sha256, self.classes, results, self.identity, self.temperature, rejects, self.limits)
 
     @property
     def identity(self) -> str:
@@ -188,6 +188,7 @@ def _card(name: str, data: Mapping[str, Any]) -> ModelCard:
         licence=str(data["licence"]),
         measured=dict(data["measured"]),
         temperature=_temperature(data.get("calibration")),
+        limits=str(data.get("limits", "")),
         rejection=_rejection(data.get("rejection")),
     )
 

@@ -37,6 +37,8 @@ MANY_REFUSED: Final = 0.1
 """Share of the cells that the model refuses from which on a reader must know ..."""
 LEAST_REFUSED: Final = 10
 """... if there are so many."""
+NO_SMEAR: Final = 0.5
+"""Share of the bodies found that were refused from which on a scan without measurable red cells is hardly a smear."""
 
 NOT_CHECKED: Final = ScaleCheck("not_measurable")
 
@@ -96,6 +98,7 @@ def screen_slide(
         timings_s=clock.seconds,
         waiting_s=clock.waits,
         warnings=(
+            *_doubts(check, screened),
             *slide.notes,
             *_scale_warnings(slide, info, check),
             *_warnings(areas, screened, differential, classifier.caution),
@@ -146,6 +149,16 @@ def _areas(
             "the file is truncated or damaged: copy it again from the scanner"
         )
     return areas
+
+
+def _doubts(check: ScaleCheck, cells: list[ScreenedCell]) -> Iterator[str]:
+    """Whether this is a blood smear at all."""
+    refused = sum(c.status == "rejected" for c in cells)
+    if check.status == "not_measurable" and len(cells) >= LEAST_REFUSED and refused > NO_SMEAR * len(cells):
+        yield (
+            f"This may be no blood smear: too few red cells were found to measure, and {refused} of {len(cells)} stained "
+            "bodies were refused. Do not read the numbers before you have looked at the scan."
+        )
 
 
 def _scale_warnings(slide: Slide, info: SlideInfo, check: ScaleCheck) -> Iterator[str]:

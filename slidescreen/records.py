@@ -266,7 +266,8 @@ class Differential:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What typed the cells: the model's name, the sha256 of its weights, its class order, one line on how it was measured.
+    """What typed the cells: the model's name, the sha256 of its weights, its class order, one line on how it was measured, and
+    its `limits`: what it cannot be trusted with, in full sentences.
 
     `identity`: hex digits that change with anything on which its answers depend: weights, input, temperature, rejection.
     `temperature`: by which logits were divided; 1 where the model is not calibrated. `rejects`: whether it can tell what is no
@@ -280,6 +281,7 @@ class ModelInfo:
     identity: str = ""
     temperature: float = 1.0
     rejects: bool = False
+    limits: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,19 @@ def test_names_with_brackets_are_files_first(tmp_path: Path) -> None:
     assert list_scans([str(path)], tmp_path / "out") == [path]
 
 
+def test_an_empty_path_is_refused_and_results_are_no_scans(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="an empty path was given"):
+        list_scans([""], tmp_path / "out")
+    result = tmp_path / "earlier" / "a-1"
+    (result / "patches.zarr").mkdir(parents=True)
+    (result / "patches.zarr" / "zarr.json").write_text("{}")
+    (tmp_path / "a.svs").touch()
+    assert len(list_scans([str(tmp_path)], tmp_path / "out")) == 2
+    for name in ("summary.json", "cells.csv", "report.html"):
+        (result / name).touch()
+    assert list_scans([str(tmp_path)], tmp_path / "out") == [tmp_path / "a.svs"]
+
+
 def test_images_of_cells(tmp_path: Path) -> None:
     for i in range(5):
         Image.new("RGB", (400, 400), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")

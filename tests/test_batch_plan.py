@@ -30,10 +30,25 @@ def test_a_csv_file_names_slides_and_what_belongs_to_each(tmp_path: Path) -> Non
     assert [i.um_per_px for i in with_defaults([a, b], "auto")] == [0.1, "auto"]
 
 
+def test_storage_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path) -> str:
+        raise RuntimeError("Unable to locate\ncredentials")
+
+    monkeypatch.setattr("slidescreen.batch.plan.fingerprint", refused)
+    inputs = read_inputs(["s3://bucket/x.tif"], None)
+    plan = make_plan(inputs, job(tmp_path / "out"), open_output(str(tmp_path / "out")))
+    (failed,) = (planned.action for planned in plan.slides)
+    assert isinstance(failed, SlideFailure)
+    assert failed.transient
+    assert "cannot be reached (Unable to locate credentials)" in str(failed)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file\na.svs\n", "needs a column named path"),
+        ("file\na.svs\n", "needs a column named path; its first line says file; add one"),
+        ("path;um_per_px\na.svs;0.1\n", "save it with commas between the fields"),
+        ("", "its first line says nothing"),
         ("path,um_per_px\na.svs,seven\n", "line 2: um_per_px 'seven' must be a number in 0.03-1"),
         ("path,truth_blast_fraction\na.svs,25\n", "line 2: truth_blast_fraction '25' must be a number in 0-1"),
         ("path,aoi\na.svs,1,2,3,4\n", "line 2: has another number of fields"),

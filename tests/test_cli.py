@@ -176,6 +176,15 @@ def test_classify_writes_predictions(tmp_path: Path, smear: tuple[RgbImage, list
         assert float(r["p_blast"]) == pytest.approx(float(r["p_MYO"]) + float(r["p_MOB"]), abs=1e-5)
 
 
+def test_classify_keeps_what_is_there_when_no_image_can_be_typed(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"x")
+    (tmp_path / "p.csv").write_text("older")
+    done = call("classify", tmp_path, "--um-per-px", "0.0725", "-o", tmp_path / "p.csv")
+    assert done.returncode == 2
+    assert "none of 1 images could be typed" in done.stderr
+    assert (tmp_path / "p.csv").read_text() == "older"
+
+
 def test_info_tells_what_was_read(scan: Path, tmp_path: Path) -> None:
     done = call("info", scan)
     assert done.returncode == 0

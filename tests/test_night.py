@@ -36,11 +36,12 @@ def wishes(*scans: Path, engine: str = "local") -> Wishes:
 
 def test_a_dry_run_writes_nothing(scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     none = tmp_path / "none.svs"
-    assert run_night(job(tmp_path / "out"), wishes(scan, none), dry_run=True, verbose=False, plain=True) == 0
+    assert run_night(job(tmp_path / "out"), wishes(scan, none), dry_run=True, verbose=False, plain=True) == 1
     said = capsys.readouterr().out
     assert f"screen  {scan} (new)" in said
     assert f"fail    {none}: no such file" in said
     assert not (tmp_path / "out").exists()
+    assert run_night(job(tmp_path / "out"), wishes(scan), dry_run=True, verbose=False, plain=True) == 0
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="results cannot be written there"):
         run_night(job(tmp_path / "file" / "out"), wishes(scan), dry_run=True, verbose=False, plain=True)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import StandIn
+from numpy.typing import NDArray
 
 from slidescreen.batch import identify
-from slidescreen.classify import ClassifySettings, load_classifier
+from slidescreen.classify import ClassifySettings, Judgement, load_classifier
 from slidescreen.config import Settings
 from slidescreen.demo import PaintedCell
 from slidescreen.detect import find_cells
@@ -89,6 +90,15 @@ def test_a_scale_that_contradicts_the_file_is_warned_of(scan: Path) -> None:
     result = screen(scan, StandIn(), um_per_px=0.08)
     assert result.slide.scale.source == "--um-per-px"
     assert any("the file states 0.0725 um/px" in w for w in result.warnings)
+
+
+def test_what_may_be_no_smear_is_warned_of_first(scan: Path) -> None:
+    class Refuses(StandIn):
+        def judge(self, patches: NDArray[np.uint8]) -> Judgement:
+            return Judgement(self.probabilities(patches), np.ones(len(patches), np.float32))
+
+    assert not any("no blood smear" in w for w in screen(scan, StandIn()).warnings)
+    assert screen(scan, Refuses()).warnings[0].startswith("This may be no blood smear")
 
 
 def test_a_precision_that_the_network_does_not_bear_is_warned_of(scan: Path) -> None:

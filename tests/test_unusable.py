@@ -28,6 +28,7 @@ class Coin:
     device = "cpu"
     told = "cpu, coin"
     batch_size = 8
+    caution = ""
 
     def probabilities(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         rows = np.zeros((len(patches), len(CODES)), np.float32)

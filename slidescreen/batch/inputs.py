@@ -54,7 +54,9 @@ def _rows(table: Path) -> Iterator[Input]:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             if PATH not in (reader.fieldnames or ()):
-                raise UsageError(f"{table}: needs a column named {PATH}; its first line says {reader.fieldnames}")
+                first = ",".join(reader.fieldnames or ())
+                hint = "save it with commas between the fields" if ";" in first or "\t" in first else "add one"
+                raise UsageError(f"{table}: needs a column named {PATH}; its first line says {first or 'nothing'}; {hint}")
             for row in reader:
                 yield _input(table, reader.line_num, row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -21,7 +21,7 @@ from slidescreen.batch.output import Output, read_json
 from slidescreen.batch.slides import SlideFailure, failure
 from slidescreen.config import Settings
 from slidescreen.detector_card import DEFAULT_DETECTOR, load_detector_card
-from slidescreen.errors import OpenError
+from slidescreen.errors import OpenError, UsageError
 from slidescreen.model import check_weights, find_model, load_card, load_rejection
 from slidescreen.monolayer import with_aoi
 from slidescreen.slide import SCAN_SUFFIXES, is_remote, scans_under
@@ -132,6 +132,13 @@ def _fingerprint(path: Path) -> str | SlideFailure:
         unreadable = OpenError(f"{path}: {_reason(error)}")
         unreadable.__cause__ = error
         return dataclasses.replace(failure(path, unreadable, "plan"), transient=True)
+    except Exception as error:  # storage behind a URL has errors of its own
+        if not is_remote(path):
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        unreachable = OpenError(f"{path}: cannot be reached ({said}); check the address and the credentials")
+        unreachable.__cause__ = error
+        return dataclasses.replace(failure(path, unreachable, "plan"), transient=True)
 
 
 def _reason(error: OSError) -> str:
@@ -153,7 +160,10 @@ def _requests(settings: Settings, model: str) -> Request:
 
     def request(each: Input, print_: str) -> tuple[str, Mapping[str, Any]]:
         if each.aoi not in by_aoi:
-            by_aoi[each.aoi] = slide_settings(settings, each.aoi).result_settings()
+            try:
+                by_aoi[each.aoi] = slide_settings(settings, each.aoi).result_settings()
+            except UsageError as error:
+                raise UsageError(f"{each.path}: {error}") from None
         wanted = {"wanted_scale": each.um_per_px, "model": model, "settings": by_aoi[each.aoi], "fingerprint": print_}
         text = json.dumps(wanted | {"schema": SCHEMA}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16], wanted

@@ -83,6 +83,8 @@ def list_scans(arguments: Sequence[str], out: Path | None) -> list[Path]:
     paths: list[Path] = []
     nothing: list[str] = []
     for argument in arguments:
+        if not argument.strip():
+            raise UsageError("an empty path was given; name a scan, or . for this folder")
         path = location(argument)
         if is_remote(path):
             paths.append(path)

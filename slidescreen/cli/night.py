@@ -20,6 +20,7 @@ from slidescreen.batch.lock import RunLock, Shard, suffix
 from slidescreen.batch.metrics import Metrics
 from slidescreen.batch.output import Output, open_output
 from slidescreen.batch.plan import Plan, Resume, check_models, describe, make_plan, with_defaults
+from slidescreen.batch.slides import SlideFailure
 from slidescreen.classify import choose_devices
 from slidescreen.cli.app import log, stopped
 from slidescreen.cli.progress import View, print_line
@@ -54,9 +55,10 @@ def run_night(job: Job, wishes: Wishes, *, dry_run: bool, verbose: bool, plain: 
     devices = choose_devices(wanted) if wishes.engine == "local" else [wanted]
     if dry_run:
         output.check()
-        for line in describe(make_plan(inputs, job, output, wishes.resume, shard), True):
+        plan = make_plan(inputs, job, output, wishes.resume, shard)
+        for line in describe(plan, True):
             print_line(line)
-        return 0
+        return 1 if any(isinstance(planned.action, SlideFailure) for planned in plan.slides) else 0
     output.prepare()
     with RunLock(output, shard) as lock:
         for stale in lock.stale:

@@ -27,7 +27,7 @@ DeterministicOption = Annotated[
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=0, help="Cells typed at once; 0 chooses.")]
 TtaOption = Annotated[
-    int, typer.Option("--tta", min=0, help="8: look at each cell in four turns and their mirror images; default 1.")
+    int, typer.Option("--tta", min=0, help="8: look at each cell in four turns and their mirror images; 0: the settings'.")
 ]
 PLACES: Final = ("local", "ray")
 """Where slides are screened."""

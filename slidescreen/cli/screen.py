@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -29,6 +30,7 @@ from slidescreen.cli.options import (
     wanted_scale,
 )
 from slidescreen.cli.progress import print_failure
+from slidescreen.errors import UsageError
 
 if TYPE_CHECKING:
     from slidescreen.batch import SlideFailure
@@ -130,6 +132,7 @@ def classify(
     classifier = open_classifier(model, settings)
     classes = classifier.card.classes
     failures: list[SlideFailure] = []
+    named: Counter[str] = Counter()
 
     def rows() -> Any:
         for outcome in classify_images(paths, um_per_px, classifier):
@@ -138,14 +141,19 @@ def classify(
                 print_failure(outcome, verbose)
                 continue
             p = outcome.probabilities
-            named = dict(zip(classes, p.tolist(), strict=True))
+            each = dict(zip(classes, p.tolist(), strict=True))
             blast, atypical = probability_of(BLAST, p, classes), probability_of(ATYPICAL, p, classes)
             status, reason = judge(p, outcome.outlier, outcome.agreement, settings.differential)
             label = classes[int(p.argmax())]
-            yield Typed(str(outcome.path), label, named, blast, atypical, status, reason, outcome.outlier, outcome.agreement)
+            named[status] += 1
+            yield Typed(str(outcome.path), label, each, blast, atypical, status, reason, outcome.outlier, outcome.agreement)
 
-    number = write_predictions(out, rows())
-    typer.echo(f"{number} of {len(paths)} images typed -> {out}")
+        if not named:
+            raise UsageError(f"none of {len(paths)} images could be typed; {out} was not written")
+
+    write_predictions(out, rows())
+    others = "".join(f", {named[status]} {status}" for status in ("unsure", "rejected") if named[status])
+    typer.echo(f"{named['typed']} of {len(paths)} images typed{others} -> {out}")
     if failures:
         raise typer.Exit(1)
 

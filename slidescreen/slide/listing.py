@@ -16,15 +16,20 @@ SCAN_SUFFIXES: Final = frozenset(
     }
 )
 """What a folder is searched for; a file named on the command line is tried whatever its name."""
+RESULT: Final = frozenset({"summary.json", "cells.csv", "report.html"})
+"""A folder that holds these is the result of a scan, whose patches lie in Zarr too."""
 DICOM_SUFFIXES: Final = ("", ".dcm")
 
 
 def scans_under(folder: Path) -> list[Path]:
-    """The scans in a folder and the folders below, in order; the folder itself where it is one scan. Hidden ones are left out,
-    and links to folders are not followed."""
+    """The scans in a folder and the folders below, in order; the folder itself where it is one scan. Hidden ones and results of
+    screening are left out, and links to folders are not followed."""
     found: list[Path] = []
     for name, folders, files in os.walk(folder):
         here = Path(name)
+        if RESULT.issubset(files):
+            folders.clear()
+            continue
         if is_zarr(here):
             found.append(here)
             folders.clear()
