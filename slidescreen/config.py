@@ -57,7 +57,8 @@ class Settings:
     batch: BatchSettings = field(default_factory=BatchSettings)
 
     def __post_init__(self) -> None:
-        shares = [*dataclasses.asdict(self.differential).items(), ("max_unreadable", self.monolayer.max_unreadable)]
+        shares = [(f"differential.{name}", value) for name, value in dataclasses.asdict(self.differential).items()]
+        shares.append(("monolayer.max_unreadable", self.monolayer.max_unreadable))
         for name, value in shares:
             if not 0 <= value <= 1:
                 raise UsageError(f"setting {name} = {value:g}: must lie in 0-1")

@@ -58,6 +58,9 @@ def explain(
     folders = [Path(name) for name in inputs if is_result(Path(name))]
     if folders and len(inputs) > 1:
         raise UsageError(f"{folders[0]}: is a result folder; name one result folder, or images, not both")
+    above = [Path(name) for name in inputs if any(map(is_result, Path(name).glob("*/")))]
+    if above:
+        raise UsageError(f"{above[0]}: holds results; name one of the folders in it")
     paths = [] if folders else list_images(inputs)
     if paths and not um_per_px:
         raise UsageError("images need their scale: give --um-per-px, for instance 0.0725")

@@ -45,7 +45,8 @@ def print_done(done: SlideDone) -> None:
         low, high = fraction.ci95
         return f"{name} {100 * fraction.fraction:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
 
-    print_line(f"{done.path}: {d.leukocytes} leukocytes, {said('blasts', d.blast)}, {said('atypical', d.atypical)} -> {report}")
+    counted = f"{d.leukocytes} leukocyte" + ("" if d.leukocytes == 1 else "s")
+    print_line(f"{done.path}: {counted}, {said('blasts', d.blast)}, {said('atypical', d.atypical)} -> {report}")
     for warning in done.warnings:
         log.warning("%s: %s", done.path, warning)
 

@@ -125,6 +125,6 @@ def _heading(key: str) -> tuple[str, str]:
     titles = {
         "unsure": "Unsure which class, not counted",
         "edge": "Cut by the border of the scan, not counted",
-        "rejected": "Rejected as no leukocyte of the 15 classes, not counted",
+        "rejected": "Rejected by the finder or by the model, not counted",
     }
     return titles.get(key, key), ""
