@@ -220,8 +220,8 @@ def _warnings(areas: dict[str, float], cells: list[ScreenedCell], d: Differentia
     like_blasts = sum(c.reason != "" and (c.p_blast or 0.0) >= d.blast.threshold for c in cells)
     if like_blasts:
         yield (
-            f"{like_blasts} cells that were not counted, refused or unsure, reach P(blast) {d.blast.threshold:g}: "
-            "look at them, they may be blasts."
+            f"Cells that were not counted, refused or unsure, and reach P(blast) {d.blast.threshold:g}: {like_blasts}. "
+            "Look at them, they may be blasts."
         )
     if d.smudge_per_100_wbc is not None and d.smudge_per_100_wbc > 10:
         yield f"{d.smudge_per_100_wbc:.0f} smudge cells per 100 leukocytes: broken cells may be blasts and are not counted."
