@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from slidescreen.detect import Body, DetectSettings
 from slidescreen.detector_card import load_detector_card
 from slidescreen.detector_model import STRIDE, LeukocyteNet, load_detector_network, split_maps
+from slidescreen.engines.network import fold
 from slidescreen.geometry import Box, Point
 from slidescreen.outlines import PixelMaps, Shape, find_shapes
 from slidescreen.records import Outline, RgbImage
@@ -79,15 +79,8 @@ def network_detector(network: LeukocyteNet, um_per_px: float, centre_score: floa
 
 
 def _folded(network: LeukocyteNet) -> nn.Module:
-    ready = LeukocyteNet()
-    ready.load_state_dict(network.state_dict())
-    ready.eval()
-    for module in list(ready.modules()):
-        children = list(module.named_children())
-        for (name, layer), (after, norm) in itertools.pairwise(children):
-            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(layer, norm))
-                setattr(module, after, nn.Identity())
+    ready = copy.deepcopy(network).eval()
+    fold(ready)
     return ready
 
 

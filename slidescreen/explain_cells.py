@@ -23,7 +23,7 @@ from slidescreen.patches import patch_of_image
 from slidescreen.records import RgbImage
 from slidescreen.report import render_explained
 from slidescreen.report.explained import ExplainedCell, page_picture, side_by_side
-from slidescreen.slide import read_image
+from slidescreen.slide import read_image, why_unreadable
 from slidescreen.store import CELLS_CSV, PATCHES, SUMMARY
 from slidescreen.taxonomy import ATYPICAL, BLAST, probability_of
 
@@ -98,7 +98,7 @@ def patches_of_images(paths: Sequence[Path], um_per_px: float, failures: list[Sl
         try:
             yield NamedPatch(path.name, f"{i:04}-{path.stem}", patch_of_image(read_image(path), um_per_px))
         except (OSError, ValueError, SyntaxError) as error:
-            reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).replace(str(path), "it").split())
+            reason = why_unreadable(error, path)
             failures.append(OpenError(f"{path}: not an image that can be read ({reason}); mend it or leave it out"))
 
 

@@ -17,7 +17,7 @@ from slidescreen.geometry import Box
 from slidescreen.patches import cut_patches, patch_of_image
 from slidescreen.records import Cell
 from slidescreen.scale import resolve_scale
-from slidescreen.slide import open_slide, read_image
+from slidescreen.slide import open_slide, read_image, why_unreadable
 
 IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 
@@ -56,7 +56,7 @@ def classify_images(
         try:
             held.append((path, patch_of_image(read_image(path), um_per_px)))
         except (OSError, ValueError, SyntaxError) as error:
-            reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).replace(str(path), "it").split())
+            reason = why_unreadable(error, path)
             unreadable = OpenError(f"{path}: not an image that can be read ({reason}); mend it or leave it out")
             unreadable.__cause__ = error
             yield failure(path, unreadable, "open")

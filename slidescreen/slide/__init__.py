@@ -6,7 +6,7 @@ from slidescreen.slide.listing import SCAN_SUFFIXES, scans_under
 from slidescreen.slide.location import is_remote, location
 from slidescreen.slide.opening import ReadSettings, open_slide, reader_names
 from slidescreen.slide.reader import Details, StatedScale
-from slidescreen.slide.readers import READERS, TIFF_READERS, read_image
+from slidescreen.slide.readers import READERS, TIFF_READERS, read_image, why_unreadable
 from slidescreen.slide.slide import Pixels, PixelState, Slide
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "read_image",
     "reader_names",
     "scans_under",
+    "why_unreadable",
 ]

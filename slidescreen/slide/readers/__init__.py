@@ -6,7 +6,7 @@ from typing import Final
 
 from slidescreen.slide.reader import Reader
 from slidescreen.slide.readers.dicom import DicomReader
-from slidescreen.slide.readers.image import ImageReader, read_image
+from slidescreen.slide.readers.image import ImageReader, read_image, why_unreadable
 from slidescreen.slide.readers.omezarr import OmeZarrReader
 from slidescreen.slide.readers.openslide import OpenSlideReader
 from slidescreen.slide.readers.tiff import TifffileReader
@@ -36,4 +36,5 @@ __all__ = [
     "TiledTiffReader",
     "VmicReader",
     "read_image",
+    "why_unreadable",
 ]

@@ -52,6 +52,13 @@ def open_image(file: object, formats: tuple[str, ...] | None) -> Image.Image:
     return image
 
 
+def why_unreadable(error: Exception, path: Path) -> str:
+    """Why `read_image` could not read `path`, in a few words, without the path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).replace(repr(str(path)), "it").replace(str(path), "it").split())
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """A single image of any format Pillow knows -> (h, w, 3) uint8 RGB, alpha dropped as Matek et al. 2019 do.
 

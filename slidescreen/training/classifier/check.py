@@ -16,7 +16,7 @@ from PIL import Image
 
 from slidescreen.errors import UsageError
 from slidescreen.overlap import usable_cores
-from slidescreen.slide import read_image
+from slidescreen.slide import read_image, why_unreadable
 from slidescreen.training.classifier.images import LabelledImage, count_labels
 
 HASH_SIDE: Final = 16
@@ -93,17 +93,10 @@ def _look(image: LabelledImage) -> _Look:
     try:
         pixels = read_image(image.path)
     except (OSError, ValueError, SyntaxError) as error:
-        return _Look(problem=reason_of(error, image))
+        return _Look(problem=why_unreadable(error, image.path))
     digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     bits = imagehash.phash(Image.fromarray(pixels), hash_size=HASH_SIDE).hash.ravel()
     return _Look((pixels.shape[1], pixels.shape[0]), digest, bits)
-
-
-def reason_of(error: Exception, image: LabelledImage) -> str:
-    """Why an image cannot be read, in a few words, without its path."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).replace(str(image.path), "it").split())
 
 
 def require_readable(unreadable: Sequence[tuple[LabelledImage, str]]) -> None:

@@ -24,8 +24,8 @@ from torch.nn import functional
 from slidescreen.atomic import making_folder
 from slidescreen.overlap import usable_cores
 from slidescreen.records import PATCH_PX, PATCH_UM, RgbImage
-from slidescreen.slide import read_image
-from slidescreen.training.classifier.check import reason_of, require_readable
+from slidescreen.slide import read_image, why_unreadable
+from slidescreen.training.classifier.check import require_readable
 from slidescreen.training.classifier.images import LabelledImage
 
 CHUNK: Final = 128
@@ -146,7 +146,7 @@ def _chunks(images: Sequence[LabelledImage], patch_px: int, side: int) -> Iterat
         try:
             return central_square(read_image(image.path), image.um_per_px, patch_px, side)
         except (OSError, ValueError, SyntaxError) as error:
-            unreadable.append((image, reason_of(error, image)))
+            unreadable.append((image, why_unreadable(error, image.path)))
             return None
 
     with ThreadPoolExecutor(usable_cores()) as pool:
