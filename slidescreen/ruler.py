@@ -182,11 +182,11 @@ def _local_levels(density: _Densities, unseen: NDArray[np.bool_], side: int) -> 
     return np.asarray(smooth, np.float32), np.asarray(edges, np.float32)
 
 
-def _middle(values: NDArray[np.float32]) -> np.float32:
+def _middle(values: NDArray[Any]) -> float:
     """`np.median` of some values, without what that takes for thousands of short arrays."""
     half = len(values) // 2
     parted = np.partition(values, half)
-    return parted[half] if len(values) % 2 else (parted[:half].max() + parted[half]) / np.float32(2)
+    return float(parted[half] if len(values) % 2 else (parted[:half].max() + parted[half]) / np.float32(2))
 
 
 def _diameter(outline: Any, density: _Densities, least: float, most: float) -> float | None:
