@@ -33,6 +33,7 @@ NO_LOW_LEVELS: Final = (
 DETECTION_S: Final = 20
 DETECTION: Final = re.compile(r"(?:OpenSlide-Message: [\d:.]+: )([a-z-]+): (.+)")
 NOTHING: Final = ("Is a TIFF file", "Not a TIFF file", "Unrecognized filename")
+OBJECT: Final = re.compile(r"<_io\.[^>]*>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +144,9 @@ def _refusal(path: Path, reasons: list[str]) -> str:
     if colours:
         return f"{path}: {colours[0].split(': ', 1)[1]}; export it from the scanner as 8-bit RGB"
     detected = [f"{reason}{_detection(path)}" if "Unsupported or missing" in reason else reason for reason in reasons]
+    said = " | ".join(OBJECT.sub("it", each) for each in detected)
     return (
-        f"{path}: not a scan that can be read ({'; '.join(detected)}). Likely a truncated, damaged or foreign file: "
+        f"{path}: not a scan that can be read ({said}); likely a truncated, damaged or foreign file: "
         "copy it again from the scanner, or convert it to a tiled pyramidal TIFF"
     )
 
