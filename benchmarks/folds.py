@@ -27,10 +27,9 @@ from slidescreen.model import load_card
 from slidescreen.training.classifier.calibrate import cross_calibrated, ece
 from slidescreen.training.classifier.halves import halve
 from slidescreen.training.classifier.images import LabelledImage, list_images
-from slidescreen.training.classifier.judged import MANY, balanced_accuracy, measure
+from slidescreen.training.classifier.judged import LEAST, MANY, balanced_accuracy, measure
 from slidescreen.training.classifier.outputs import Looks, cut, named
 
-LEAST = 5
 ORIENTATIONS = {1: (0,), 2: (0, 2), 4: (0, 1, 2, 3), 8: range(8)}
 """How many -> which, see `classify.turned`."""
 

@@ -17,7 +17,7 @@ from slidescreen.demo import paint_smear
 from slidescreen.errors import AuditError, ReadError, UsageError
 from slidescreen.geometry import Box, Size
 from slidescreen.monolayer import MonolayerSettings, check_areas, map_area, with_aoi
-from slidescreen.monolayer.aoi import blocks_in, holds
+from slidescreen.monolayer.aoi import blocks_in, within
 from slidescreen.monolayer.blocks import SUMS
 from slidescreen.monolayer.classes import classify_blocks, edge_blur_um
 from slidescreen.records import Area, AreaMap, Scale
@@ -193,9 +193,11 @@ def test_geojson_with_hole(tmp_path: Path) -> None:
     settings = with_aoi(AUTO, str(path))
     inside = blocks_in(settings.polygons, (10, 10), 100.0)
     assert inside[0, 0]
-    assert holds(settings.polygons, 100, 100)
-    assert not holds(settings.polygons, 400, 400)
-    assert not holds(settings.polygons, 801, 100)
+    holds = within(settings.polygons)
+    assert holds(100, 100)
+    assert holds(0, 100)
+    assert not holds(400, 400)
+    assert not holds(801, 100)
     assert not inside[4, 4]
     assert not inside[9, 9]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from slidescreen.classify import Classifier, ClassifySettings, First, Judgement, load_classifier, softmax
 from slidescreen.demo import PaintedCell
-from slidescreen.engines import Engine, Outputs, check_settings, open_engine, torch_engine
+from slidescreen.engines import Engine, Outputs, caution, check_settings, open_engine, torch_engine
 from slidescreen.engines.cache import SUFFIX, cache_folder, compiled
 from slidescreen.engines.calibration import calibration_patches
 from slidescreen.engines.choose import choose_engine
@@ -244,6 +244,17 @@ def test_openvino_does_not_report() -> None:
 
 
 # What can be asked for
+
+
+def test_a_precision_that_a_network_does_not_bear_is_told(small: Path) -> None:
+    assert "Typed in int8, as was asked for: of 3,727 real cells 4.8 %" in caution("efficientnet_lite0", "openvino int8")
+    assert "0.7 % got another label" in caution("efficientnet_lite0", "torch bfloat16")
+    assert caution("efficientnet_lite0", "openvino float32") == caution("resnext50_32x4d", "openvino int8") == ""
+    engine = open_engine(small, ClassifySettings("cpu", engine="torch", precision="bfloat16"))
+    cheap = Classifier(find_model(DEFAULT_MODEL), engine)
+    assert "Typed in bfloat16" in cheap.caution
+    assert Classifier(small, engine).caution == ""
+    assert Classifier(small, engine, 1, First(cheap, 0.98)).caution == cheap.caution
 
 
 @pytest.mark.parametrize(

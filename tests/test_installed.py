@@ -120,7 +120,7 @@ def link(file: zipfile.ZipFile) -> None:
         (add("tiny/model.pt"), "a pickle that can run code"),
         (add("tiny/data.PKL"), "a pickle that can run code"),
         (add("../../evil.txt"), "would not lie in the model's folder"),
-        (add("/tmp/evil.txt"), "would not lie in the model's folder"),
+        (add("/evil.txt"), "would not lie in the model's folder"),
         (add("tiny/..\\evil.txt"), "would not lie in the model's folder"),
         (add("C:evil.txt"), "would not lie in the model's folder"),
         (add("tiny/\x1b[2J.txt"), "would not lie in the model's folder"),

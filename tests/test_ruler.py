@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from smears import GROUND, monolayer, write_rgba
 
 from slidescreen.cli.options import wanted_scale
@@ -14,7 +16,7 @@ from slidescreen.demo import paint_smear, write_pyramid
 from slidescreen.errors import ScaleError, UsageError
 from slidescreen.geometry import Size
 from slidescreen.records import RulerReading, Scale
-from slidescreen.ruler import measure_scale
+from slidescreen.ruler import _middle, measure_scale
 from slidescreen.scale import check_scale, settle_scale
 from slidescreen.slide import StatedScale, open_slide
 
@@ -121,3 +123,9 @@ def test_option(text: str, wanted: object) -> None:
 def test_option_that_is_no_number() -> None:
     with pytest.raises(UsageError, match="--um-per-px fine: must be a number"):
         wanted_scale("fine")
+
+
+@given(st.lists(st.floats(0, 5, width=32), min_size=2, max_size=40))
+def test_the_middle_is_the_median(values: list[float]) -> None:
+    some = np.array(values, np.float32)
+    assert _middle(some) == pytest.approx(float(np.median(some)), rel=1e-6)

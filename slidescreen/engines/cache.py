@@ -26,8 +26,6 @@ SUFFIX: Final = ".compiled"
 DIGEST: Final = hashlib.sha256().digest_size
 KEPT: Final = 12
 """Files; those that were not used for longest go. One is about as large as the model, 0.1 GB."""
-
-
 LEFT_S: Final = 24 * 3600
 """Age from which a half-written file is nobody's."""
 
@@ -91,7 +89,8 @@ def _write(path: Path, content: bytes) -> None:
             file.write(hashlib.sha256(content).digest())
             file.write(content)
         partial.replace(path)
-        _prune(path.parent)
+        with suppress(OSError):  # another process may have removed or renamed one meanwhile
+            _prune(path.parent)
     except OSError as error:
         log.info("%s: cannot be written (%s); the network is compiled anew each time", path, error.strerror)
     finally:

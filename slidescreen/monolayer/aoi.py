@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,18 @@ def blocks_in(polygons: tuple[Polygon, ...], shape: tuple[int, ...], block_px: f
     return np.asarray(inside.reshape(rows, fine, columns, fine).max((1, 3)) > 0)
 
 
-def holds(polygons: tuple[Polygon, ...], x: float, y: float) -> bool:
-    """Whether a level-0 point lies in one of the polygons, its border included, and in none of that one's holes."""
+def within(polygons: tuple[Polygon, ...]) -> Callable[[float, float], bool]:
+    """Tells of a level-0 point whether it lies in one of the polygons, its border included, and in none of that one's holes."""
+    areas = [[np.array(ring, np.float32) for ring in polygon] for polygon in polygons]  # once: it is asked of every body
 
-    def within(ring: Ring, border: bool) -> bool:
-        side = cv2.pointPolygonTest(np.array(ring, np.float32), (x, y), False)
-        return side > 0 or (border and side == 0)
+    def holds(x: float, y: float) -> bool:
+        return any(
+            cv2.pointPolygonTest(outer, (x, y), False) >= 0
+            and all(cv2.pointPolygonTest(hole, (x, y), False) <= 0 for hole in holes)
+            for outer, *holes in areas
+        )
 
-    return any(within(outer, True) and not any(within(hole, False) for hole in holes) for outer, *holes in polygons)
+    return holds
 
 
 def touches(polygons: tuple[Polygon, ...], width: float, height: float) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Final
 
 import cv2
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from slidescreen.errors import AuditError, ReadError
 from slidescreen.geometry import Box, Size, area_mm2
-from slidescreen.monolayer.aoi import Polygon, blocks_in, holds, touches, with_aoi
+from slidescreen.monolayer.aoi import Polygon, blocks_in, touches, with_aoi, within
 from slidescreen.monolayer.blocks import SUMS, Look, block_sums, fill_colour, measure_look, sum_blocks
 from slidescreen.monolayer.classes import MonolayerSettings, classify_blocks
 from slidescreen.records import Area, AreaMap, Overview, Scale
@@ -86,7 +85,7 @@ def map_area(slide: Slide, scale: Scale, settings: MonolayerSettings) -> AreaMap
     areas = _areas(survey.states, codes, screened, area_mm2(slide.size.area, scale.um_per_px))
     check_areas(areas)
     overview = _overview(survey, codes, screened, grid.downsample * reduce)
-    chosen = partial(holds, polygons) if polygons else None
+    chosen = within(polygons) if polygons else None
     return AreaMap(codes, screened, side * grid.downsample, areas, overview, chosen)
 
 
