@@ -1,12 +1,14 @@
 """The blast fraction that slidescreen reports of a patient's scan, beside that of the human who labelled its cells.
 
-python benchmarks/patients.py --compose MAKE_SLIDE.py --run RUN [--fold 1 2 3 4 5] [--model NAME|DIR] [--cells 100] -o OUT
+python benchmarks/patients.py --compose MAKE_SLIDE.py --run RUN [--fold 1 2 3 4 5] [--model NAME|DIR] [--cells 100]
+    [--decision decision.json] -o OUT
 
 Patients are those of the folds, each screened by its fold's model, which has not seen them. Of each a scan is composed of
 images of its labelled cells, drawn by lot (MAKE_SLIDE.py patient SCAN.tif --patient NAME --cols N --rows N writes it, and its
 truth beside it), and screened as any scan is: cells are found, also unlabelled ones near the borders of the images. `reported`
 is what the report says, over all cells found; `labelled only` is over those that lie where a labelled cell does. The human's
-fraction is over the labelled leukocytes. OUT gets patients.json, patients.svg and patients.png; what is composed and screened
+fraction is over the labelled leukocytes. `--decision`, of `folds.py`: a cell is a blast from the P(blast) on that the other
+folds of its patient would choose. OUT gets patients.json, patients.svg and patients.png; what is composed and screened
 stays there and is not done again.
 """
 
@@ -80,10 +82,10 @@ def compose(name: str, images: int, options: argparse.Namespace) -> Path:
     return scan
 
 
-def screen(scans: Sequence[Path], model: str, out: Path) -> None:
-    """Screen them as a user would; what is current is skipped."""
+def screen(scans: Sequence[Path], model: str, threshold: float, out: Path) -> None:
+    """Screen them as a user would, `threshold` 0: the model's; what is current is skipped."""
     settings = out / "settings.toml"
-    settings.write_text(SETTINGS)
+    settings.write_text(f"{SETTINGS}[differential]\nblast_threshold = {threshold}\n")
     command = [sys.executable, "-m", "slidescreen", "run", *map(str, scans), "-o", str(out / "results"), "--model", model]
     with (out / "screening.log").open("a") as log:
         options = ["--aoi", "all", "--no-patches", "--settings", str(settings)]
@@ -108,7 +110,7 @@ def compare(scan: Path, result: Path) -> Patient:
         typed = [row for row in csv.DictReader(file) if row["status"] == "typed"]
     leukocytes = [cell["label"] for cell in truth if cell["label"] not in NOT_LEUKOCYTE and cell["label"] != NOT_A_LEUKOCYTE]
     here = [row for cell in truth if (row := _nearest(cell, typed)) is not None]
-    counted = [float(row["p_blast"]) >= 0.5 for row in here if row["label"] not in NOT_LEUKOCYTE]
+    counted = [float(row["p_blast"]) >= blast["threshold"] for row in here if row["label"] not in NOT_LEUKOCYTE]
     return Patient(
         name=scan.stem,
         human=(sum(label in BLAST for label in leukocytes), len(leukocytes)),
@@ -210,6 +212,7 @@ def main() -> int:
     parser.add_argument("--run", type=Path, required=True, help="training run, split by patient")
     parser.add_argument("--fold", type=int, nargs="+", default=[1])
     parser.add_argument("--model", default="", help="for a single fold; default: the fold's own")
+    parser.add_argument("--decision", type=Path, help="thresholds chosen by folds.py; default: the model's")
     parser.add_argument("--cells", type=int, default=100, help="at most so many labelled cells a scan, a square number")
     parser.add_argument("--seed", type=int, default=0, help="of the lot by which cells are drawn")
     parser.add_argument("-o", "--out", type=Path, required=True)
@@ -218,13 +221,14 @@ def main() -> int:
         parser.error("--model goes with a single fold: of others it may have seen the patients")
     work = place(options)
     work.mkdir(parents=True, exist_ok=True)
+    thresholds = json.loads(options.decision.read_text(encoding="utf-8"))["of_folds"] if options.decision else {}
     done: dict[Path, Path | None] = {}
     cards = []
     for fold in options.fold:
         folder = find_model(options.model or str(options.run / f"fold-{fold}" / "model"))
         cards.append(load_card(folder))
         scans = [compose(name, images, options) for name, images in patients_of(options.run, [fold]).items()]
-        screen(scans, str(folder), work)
+        screen(scans, str(folder), thresholds.get(str(fold), 0.0), work)
         done |= {scan: result_of(scan, cards[-1].sha256, work / "results") for scan in scans}
     name = cards[0].name if len(cards) == 1 else f"{options.run.resolve().name}, {len(cards)} folds"
     failed = [scan.stem for scan, result in done.items() if result is None]
@@ -239,6 +243,7 @@ def main() -> int:
     told = {
         "model": name,
         "sha256": " ".join(card.sha256 for card in cards),
+        "P(blast) of a blast": thresholds or "the model's",
         "labelled cells of a patient, at most": options.cells,
         "failed": failed,
         "agreement": results,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from slidescreen.records import Differential, Fraction, Prediction, ScreenedCell, Status
+from slidescreen.records import Differential, Fraction, Prediction, ScreenedCell, Status, Thresholds
 from slidescreen.taxonomy import (
     ATYPICAL,
     BLAST,
@@ -30,15 +30,16 @@ TURNS_DISAGREE: Final = "turned and mirrored pictures disagree"
 
 @dataclass(frozen=True, slots=True)
 class DifferentialSettings:
-    """Probabilities and shares in [0, 1]. A cell is a blast (atypical) when P_blast (P_atypical) >= its threshold.
+    """Probabilities and shares in [0, 1]. A cell is a blast (atypical) when P_blast (P_atypical) >= its threshold; where
+    that is 0, the model's.
 
     Not counted: with `reject`, what the model refuses as no leukocyte of its classes; as unsure, a cell whose best class stays
     below `min_probability`, leads the next one by less than `min_margin`, or is the best of fewer than `min_agreement` of the
     orientations in which the cell was looked at.
     """
 
-    blast_threshold: float = 0.5
-    atypical_threshold: float = 0.5
+    blast_threshold: float = 0.0
+    atypical_threshold: float = 0.0
     min_probability: float = 0.0
     min_margin: float = 0.05
     min_agreement: float = 0.5
@@ -96,8 +97,8 @@ def judge(
     return "typed", ""
 
 
-def count_cells(cells: Iterable[ScreenedCell], settings: DifferentialSettings) -> Differential:
-    """The differential over the typed cells.
+def count_cells(cells: Iterable[ScreenedCell], settings: DifferentialSettings, thresholds: Thresholds) -> Differential:
+    """The differential over the typed cells. `thresholds`: the model's, for those that the settings leave open.
 
     Denominators (see taxonomy): leukocytes are all typed cells but smudge cells and erythroblasts; atypical cells are asked of
     all but smudge cells. A numerator only ever counts cells of its own denominator.
@@ -112,8 +113,8 @@ def count_cells(cells: Iterable[ScreenedCell], settings: DifferentialSettings) -
         leukocytes=n,
         percent={code: 100 * counts[code] / n if n else None for code in DISPLAY_ORDER},
         percent_ci95={code: _percent_limits(counts[code], n) for code in DISPLAY_ORDER},
-        blast=_fraction([c.p_blast or 0.0 for c in leukocytes], settings.blast_threshold),
-        atypical=_fraction([c.p_atypical or 0.0 for c in nucleated], settings.atypical_threshold),
+        blast=_fraction([c.p_blast or 0.0 for c in leukocytes], settings.blast_threshold or thresholds.blast),
+        atypical=_fraction([c.p_atypical or 0.0 for c in nucleated], settings.atypical_threshold or thresholds.atypical),
         nrbc_per_100_wbc=100 * counts[ERYTHROBLAST] / n if n else None,
         smudge_per_100_wbc=100 * counts[SMUDGE] / n if n else None,
     )

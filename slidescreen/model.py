@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from slidescreen.atomic import making_folder
 from slidescreen.errors import ModelError, OutputError
-from slidescreen.records import PATCH_UM, ModelInfo
+from slidescreen.records import PATCH_UM, ModelInfo, Thresholds
 from slidescreen.rejection import Rejection, read_rejection, save_rejection
 from slidescreen.taxonomy import CODES
 
@@ -56,6 +56,7 @@ class ModelCard:
     square it sees. `input_px`: side of the network's input. `mean`, `std`: per RGB channel, of px / 255. `sha256` of the
     weights file. `measured`: results on images that the model had not seen, by name; tables among them are for people.
     `temperature`: by which logits are divided before softmax (Guo et al. 2017); 1 where the card has no `calibration`.
+    `thresholds`: from which P on a cell is a blast, and atypical; 0.5 each where the card names no `decision`.
     `rejection`: None where the model cannot tell what is no leukocyte of its classes. `limits`: what it cannot be trusted with.
     """
 
@@ -71,6 +72,7 @@ class ModelCard:
     licence: str
     measured: Mapping[str, Any]
     temperature: float = 1.0
+    thresholds: Thresholds = field(default_factory=Thresholds)
     rejection: RejectionCard | None = None
     limits: str = ""
 
@@ -88,7 +90,8 @@ class ModelCard:
         """64 hex digits that change with anything on which its answers depend; the name and what was measured do not count."""
         parts = (self.architecture, self.classes, self.input_px, self.mean, self.std, self.sha256, self.temperature)
         rejection = self.rejection and (self.rejection.sha256, self.rejection.threshold)
-        return hashlib.sha256(repr((parts, rejection)).encode()).hexdigest()
+        decision = (self.thresholds.blast, self.thresholds.atypical)
+        return hashlib.sha256(repr((parts, rejection, decision)).encode()).hexdigest()
 
 
 def models_folder() -> Path:
@@ -188,6 +191,7 @@ def _card(name: str, data: Mapping[str, Any]) -> ModelCard:
         licence=str(data["licence"]),
         measured=dict(data["measured"]),
         temperature=_temperature(data.get("calibration")),
+        thresholds=_thresholds(data.get("decision")),
         limits=str(data.get("limits", "")),
         rejection=_rejection(data.get("rejection")),
     )
@@ -198,6 +202,15 @@ def _temperature(calibration: Mapping[str, Any] | None) -> float:
     if not 0.01 <= temperature <= 100:
         raise ValueError(f"calibration: temperature {temperature} must lie in 0.01-100")
     return temperature
+
+
+def _thresholds(decision: Mapping[str, Any] | None) -> Thresholds:
+    if decision is None:
+        return Thresholds()
+    thresholds = Thresholds(float(decision["blast"]), float(decision["atypical"]))
+    if not (0 < thresholds.blast <= 1 and 0 < thresholds.atypical <= 1):
+        raise ValueError("decision: thresholds of blast and atypical must lie above 0 and not above 1")
+    return thresholds
 
 
 def _rejection(rejection: Mapping[str, Any] | None) -> RejectionCard | None:

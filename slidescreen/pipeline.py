@@ -82,7 +82,7 @@ def screen_slide(
                 progress(tally.tiles, len(tiles), len(screened))
     areas = _areas(slide, info, area, tally, screened, settings)
     audit = _audit(slide, tally, screened)
-    differential = count_cells(screened, settings.differential)
+    differential = count_cells(screened, settings.differential, classifier.card.thresholds)
     clock.add("total", time.perf_counter() - started)
     return SlideResult(
         slide=info,

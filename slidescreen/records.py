@@ -229,6 +229,14 @@ class Explanations:
 
 
 @dataclass(frozen=True, slots=True)
+class Thresholds:
+    """From which P_blast on a cell is a blast, from which P_atypical on it is atypical."""
+
+    blast: float = 0.5
+    atypical: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
 class Fraction:
     """`count` of `total` cells with probability >= `threshold`.
 
@@ -269,9 +277,9 @@ class ModelInfo:
     """What typed the cells: the model's name, the sha256 of its weights, its class order, one line on how it was measured, and
     its `limits`: what it cannot be trusted with, in full sentences.
 
-    `identity`: hex digits that change with anything on which its answers depend: weights, input, temperature, rejection.
-    `temperature`: by which logits were divided; 1 where the model is not calibrated. `rejects`: whether it can tell what is no
-    leukocyte of its classes.
+    `identity`: hex digits that change with anything on which its answers depend: weights, input, temperature, rejection,
+    thresholds. `temperature`: by which logits were divided; 1 where the model is not calibrated. `rejects`: whether it can tell
+    what is no leukocyte of its classes.
     """
 
     name: str

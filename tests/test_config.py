@@ -18,7 +18,7 @@ def load(folder: Path, text: str) -> Settings:
 def test_what_is_not_named_keeps_its_default(tmp_path: Path) -> None:
     found = load(tmp_path, '[differential]\nblast_threshold = 0.7\n[monolayer]\naoi = "all"\n[classify]\nbatch_size = 8\n')
     assert found.differential.blast_threshold == 0.7
-    assert found.differential.atypical_threshold == 0.5
+    assert found.differential.atypical_threshold == 0.0  # the model's
     assert found.monolayer.aoi == "all"
     assert found.classify.batch_size == 8
     assert load(tmp_path, "") == Settings()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from slidescreen.differential import DifferentialSettings, clopper_pearson, count_cells, screen_cells
 from slidescreen.geometry import Box, Point
-from slidescreen.records import Cell, Differential, Prediction, ScreenedCell
+from slidescreen.records import Cell, Differential, Prediction, ScreenedCell, Thresholds
 from slidescreen.taxonomy import ATYPICAL, BLAST, CODES, DISPLAY_ORDER
 
 CELL = Cell(Point(0, 0), Box(0, 0, 1, 1), 30.0)
@@ -23,7 +23,17 @@ def prediction(**p: float) -> Prediction:
 def screened(predictions: list[Prediction], **options: float) -> tuple[list[ScreenedCell], Differential]:
     chosen = DifferentialSettings(**options)
     cells = list(screen_cells(predictions, CODES, chosen))
-    return cells, count_cells(cells, chosen)
+    return cells, count_cells(cells, chosen, Thresholds())
+
+
+def test_the_models_thresholds_decide_where_none_is_set() -> None:
+    settings = DifferentialSettings()
+    cells = list(screen_cells([prediction(MYO=0.45, NGS=0.55), prediction(NGS=1.0)], CODES, settings))
+    assert count_cells(cells, settings, Thresholds()).blast.count == 0
+    counted = count_cells(cells, settings, Thresholds(blast=0.4))
+    assert (counted.blast.count, counted.blast.total, counted.blast.threshold) == (1, 2, 0.4)
+    assert (counted.atypical.count, counted.atypical.threshold) == (0, 0.5)
+    assert count_cells(cells, DifferentialSettings(blast_threshold=0.6), Thresholds(blast=0.4)).blast.count == 0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def benchmark(name: str) -> ModuleType:
     return module
 
 
-controls, patients = benchmark("controls"), benchmark("patients")
+controls, patients, folds = benchmark("controls"), benchmark("patients"), benchmark("folds")
 
 
 def test_what_is_hidden_is_hidden_and_nothing_else() -> None:
@@ -119,10 +120,43 @@ def test_a_result_is_compared_with_the_labelled_cells(tmp_path: Path) -> None:
     labels = ["MYO", "NGS", "KSC", "-", "MOB", "EBO"]
     cells = [{"label": x, "xmin": 100 * i, "ymin": 0, "xmax": 100 * i + 80, "ymax": 80} for i, x in enumerate(labels)]
     (tmp_path / "P.json").write_text(json.dumps({"cells": cells}))
-    (tmp_path / "summary.json").write_text(json.dumps({"blast": {"count": 2, "of": 4}}))
+    (tmp_path / "summary.json").write_text(json.dumps({"blast": {"count": 2, "of": 4, "threshold": 0.5}}))
     rows = ["x_px,y_px,status,label,p_blast", "41,39,typed,MYO,0.9", "140,40,typed,NGS,0.1", "240,40,typed,KSC,0.0"]
     rows += ["440,40,rejected,,", "441,60,typed,MOB,0.4", "900,40,typed,MYO,0.8"]
     (tmp_path / "cells.csv").write_text("\n".join(rows) + "\n")
     found = patients.compare(tmp_path / "P.tif", tmp_path)
     assert (found.human, found.reported, found.labelled) == ((2, 3), (2, 4), (1, 3))
     assert (found.found, found.labelled_cells) == (5, 6)
+    (tmp_path / "summary.json").write_text(json.dumps({"blast": {"count": 2, "of": 4, "threshold": 0.4}}))
+    assert patients.compare(tmp_path / "P.tif", tmp_path).labelled == (2, 3)
+
+
+def _fold(p_blast_of_blasts: float, patients_of_fold: tuple[str, ...], counted: int = 30) -> Any:
+    """Patients with as many blasts as others, and smudge cells; each blast is MYO with this probability and else NGS."""
+    made, columns, logits = [], [], np.full((0, len(CODES)), -20.0, np.float32)
+    for patient in patients_of_fold:
+        for k in range(counted):
+            code = ("MYO", "NGS", "KSC")[k % 3]
+            made.append(LabelledImage(Path(), f"{patient}-{k}", code, 0.1, "made", patient))
+            columns.append(CODES.index(code))
+            row = np.full((1, len(CODES)), -20.0, np.float32)
+            row[0, columns[-1]] = np.log(p_blast_of_blasts) if code == "MYO" else 0.0
+            if code == "MYO":
+                row[0, CODES.index("NGS")] = np.log(1 - p_blast_of_blasts)
+            logits = np.concatenate([logits, row])
+    return folds.Fold(made, np.array(columns), np.stack([logits] * 8))
+
+
+def test_the_threshold_is_where_patients_have_as_many_blasts_as_the_human_says() -> None:
+    timid, sure = _fold(0.41, ("a", "b")), _fold(0.9, ("c", "d", "e"))
+    found = folds.decide({1: timid, 2: timid, 3: sure}, CODES)
+    assert found["blast"] == 0.4  # of those at which all blasts are called the nearest to 0.5
+    assert found["of_folds"] == {"1": 0.4, "2": 0.4, "3": 0.4}
+    assert "of 7 patients of 3 folds" in found["chosen_on"]
+    assert "at 0.5 -28.6" in found["chosen_on"]
+    assert found["atypical"] == 0.5
+
+
+def test_patients_with_few_leukocytes_say_nothing() -> None:
+    assert len(list(folds.fractions(_fold(0.9, ("a",), counted=27), CODES))) == 0
+    assert len(list(folds.fractions(_fold(0.9, ("a",), counted=30), CODES))) == 1

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from slidescreen.errors import ModelError
 from slidescreen.model import CARD, DEFAULT_MODEL, WEIGHTS, find_model, load_card, load_network, prepare
+from slidescreen.records import Thresholds
 
 
 @pytest.fixture
@@ -52,6 +53,10 @@ def test_the_default_model_is_whole_and_says_what_it_is() -> None:
         ({"input_px": "many"}, "invalid literal"),
         ({"calibration": {"temperature": 0.0}}, "temperature 0.0 must lie in"),
         ({"calibration": {}}, "field 'temperature' is missing"),
+        ({"decision": {"blast": 0.0, "atypical": 0.5}}, "must lie above 0"),
+        ({"decision": {"blast": 0.5, "atypical": 1.5}}, "not above 1"),
+        ({"decision": {"blast": float("nan"), "atypical": 0.5}}, "must lie above 0"),
+        ({"decision": {"blast": 0.5}}, "field 'atypical' is missing"),
         ({"rejection": {"sha256": "00"}}, "field 'threshold' is missing"),
         ({"rejection": {"sha256": "00", "threshold": "high"}}, "could not convert"),
     ],
@@ -129,10 +134,16 @@ def test_the_identity_of_a_model_is_all_on_which_its_answers_depend(model: Path)
     change_card(model, measured={"blast AUC": 0.5}, limits="none")
     assert load_card(model).identity == plain.identity
     seen = {plain.identity}
-    for changes in ({"calibration": {"temperature": 1.5}}, {"input_px": 224}, {"rejection": {"sha256": "1", "threshold": 1.0}}):
+    for changes in (
+        {"calibration": {"temperature": 1.5}},
+        {"input_px": 224},
+        {"rejection": {"sha256": "1", "threshold": 1.0}},
+        {"decision": {"blast": 0.4, "atypical": 0.5}},
+    ):
         change_card(model, **changes)
         seen.add(load_card(model).identity)
-    assert len(seen) == 4
+    assert len(seen) == 5
+    assert load_card(model).thresholds == Thresholds(0.4, 0.5)
     assert not plain.info.rejects
     assert load_card(model).info.rejects
     assert load_card(model).info.temperature == 1.5

@@ -18,7 +18,7 @@ from slidescreen.cli.app import app
 from slidescreen.errors import UsageError
 from slidescreen.model import CARD, load_card, models_folder
 from slidescreen.patches import patch_of_image
-from slidescreen.records import RgbImage
+from slidescreen.records import RgbImage, Thresholds
 from slidescreen.slide import read_image
 from slidescreen.training.classifier.cutouts import GROUND, PLATELET, RED_CELL, cut_leukocytes, cut_strangers
 from slidescreen.training.classifier.fit import Step
@@ -72,11 +72,12 @@ def released(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("models") / "painted-1"
     evidence = out.parent / "controls.json"
     evidence.write_text(json.dumps({"conditions": {"cell only": {"blast AUC": {"value": 0.9, "ci95": [0.8, 1.0]}}}}))
+    decision = out.parent / "decision.json"
+    decision.write_text(json.dumps({"blast": 0.35, "atypical": 0.5, "chosen_on": "Chosen on paint.", "of_folds": {}}))
     arguments = ["train", "release", str(run), "--data", str(data), "-o", str(out), "--turned", "8", "--device", "cpu"]
     Image.fromarray(paint_cell("MYO", 0, 20)).save(out.parent / "patients.png")
-    done = CliRunner().invoke(
-        app, [*arguments, "--evidence", str(evidence), "--evidence", str(out.parent / "patients.png")], catch_exceptions=False
-    )
+    files = ["--evidence", str(evidence), "--evidence", str(out.parent / "patients.png"), "--decision", str(decision)]
+    done = CliRunner().invoke(app, [*arguments, *files], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "balanced accuracy" in done.output
     return out
@@ -86,13 +87,15 @@ def test_what_a_release_holds(released: Path, run: Path, data: Path) -> None:
     names = {path.name for path in released.iterdir()}
     written = {"card.json", "weights.safetensors", "rejection.safetensors", "recipe.toml", "split.csv", "README.md"}
     assert names == written | {"patients.png"}
-    assert {path.name for path in released.parent.iterdir()} == {"painted-1", "controls.json", "patients.png"}
+    assert {path.name for path in released.parent.iterdir()} == {"painted-1", "controls.json", "decision.json", "patients.png"}
     card = json.loads((released / CARD).read_text())
     with (run / "folds.csv").open(newline="") as file:
         unseen = [row for row in csv.DictReader(file) if row["fold"] == "1"]
     assert card["measured"]["images"] == str(len(unseen))
     assert (card["name"], card["training"]["fold"]) == ("painted-1", 1)
     assert card["calibration"]["temperature"] == load_card(released).temperature != 1
+    assert card["decision"] == {"blast": 0.35, "atypical": 0.5, "chosen_on": "Chosen on paint."}
+    assert load_card(released).thresholds == Thresholds(0.35, 0.5)
     assert card["rejection"]["fitted_on"] == ["lmu: STRIPES", "out of focus, 2 um"]
     assert card["evidence"]["controls"]["conditions"]["cell only"]["blast AUC"]["value"] == 0.9
     assert len(card["data"]["cells_csv_sha256"]) == 64
@@ -104,6 +107,7 @@ def test_what_a_release_holds(released: Path, run: Path, data: Path) -> None:
     readme = (released / "README.md").read_text()
     for words in (
         "0.900 (0.800-1.000)",
+        "a blast from P(blast) 0.35 on, atypical from 0.5. Chosen on paint.",
         "| lmu |",
         "Scores compared",
         "`--tta 8`",

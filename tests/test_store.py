@@ -16,7 +16,7 @@ from slidescreen.batch import identify
 from slidescreen.config import Settings
 from slidescreen.errors import OutputError
 from slidescreen.pipeline import screen_slide
-from slidescreen.records import SlideResult
+from slidescreen.records import SlideResult, Thresholds
 from slidescreen.slide import open_slide
 from slidescreen.slide.fingerprint import slide_id
 from slidescreen.store import COLUMNS, ResultFolder, Typed, summary, write_predictions
@@ -209,7 +209,7 @@ def test_slide_id(name: str, expected: str) -> None:
 def test_nothing_found_is_null_in_the_summary(stored: tuple[SlideResult, Path]) -> None:
     from slidescreen.differential import DifferentialSettings, count_cells
 
-    result = replace(stored[0], cells=(), differential=count_cells([], DifferentialSettings()))
+    result = replace(stored[0], cells=(), differential=count_cells([], DifferentialSettings(), Thresholds()))
     content = summary(result)
     assert content["status"] == "no_leukocytes"
     assert content["blast"]["fraction"] is None

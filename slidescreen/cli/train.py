@@ -27,7 +27,7 @@ def train_detector(
     work: Annotated[Path, typer.Option("--work", help="Folder of checkpoints; the same command goes on from them.")] = Path(
         "build/leukocyte-detector"
     ),
-    steps: Annotated[int, typer.Option("--steps", min=1)] = 6000,
+    steps: Annotated[int, typer.Option("--steps", min=1)] = 16000,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     leave_out: Annotated[str, typer.Option("--leave-out", help="A camera whose fields are not learned from.")] = "",
     verbose: VerboseOption = False,
@@ -113,6 +113,9 @@ def train_release(
         list[Path] | None,
         typer.Option("--evidence", help="JSON or picture of a benchmark, for card and README; may be repeated."),
     ] = None,
+    decision: Annotated[
+        Path | None, typer.Option("--decision", help="JSON of benchmarks/folds.py: from which P on a cell is a blast.")
+    ] = None,
     float32: Annotated[bool, typer.Option("--float32", help="Weights in float32, twice as large.")] = False,
     turned: Annotated[int, typer.Option("--turned", min=1, help="Unseen images to look at in eight orientations.")] = 600,
     um_per_px: Annotated[float | None, typer.Option("--um-per-px", help="Of images in a folder per class.")] = None,
@@ -124,7 +127,7 @@ def train_release(
     from slidescreen.model import load_card
     from slidescreen.training.classifier.release import ReleaseSettings, release
 
-    settings = ReleaseSettings(out, fold, data, fields, um_per_px, not float32, tuple(evidence or ()), turned, device)
+    settings = ReleaseSettings(out, fold, data, fields, um_per_px, not float32, tuple(evidence or ()), decision, turned, device)
     folder = release(run, settings)
     typer.echo(f"{load_card(folder).info.measured} -> {folder}")
 

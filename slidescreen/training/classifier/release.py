@@ -33,7 +33,7 @@ from slidescreen.training.classifier.recipe import Recipe, recipe_toml
 from slidescreen.training.classifier.rejecting import OURS
 from slidescreen.training.classifier.release_text import README, USE, describe, licence_of, limits_of
 from slidescreen.training.classifier.run import FOLDS, RUN
-from slidescreen.training.classifier.tables import Table, read_evidence, tables_of
+from slidescreen.training.classifier.tables import Table, read_decision, read_evidence, tables_of
 from slidescreen.training.classifier.turning import measure_turns
 
 log = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ MARGINS: Final = (0.02, 0.05, 0.1, 0.2)
 @dataclass(frozen=True, slots=True)
 class ReleaseSettings:
     """`fold` of the run is released. `fields`: folder of labelled fields, for red cells, ground and other cameras. `half`:
-    weights in float16. `evidence`: JSON files and pictures of benchmarks. `turned`: unseen images to look at in eight
-    orientations."""
+    weights in float16. `evidence`: JSON files and pictures of benchmarks. `decision`: JSON of thresholds, chosen by
+    `benchmarks/folds.py`. `turned`: unseen images to look at in eight orientations."""
 
     out: Path
     fold: int
@@ -57,6 +57,7 @@ class ReleaseSettings:
     um_per_px: float | None = None
     half: bool = True
     evidence: tuple[Path, ...] = ()
+    decision: Path | None = None
     turned: int = 600
     device: str = "auto"
 
@@ -69,6 +70,7 @@ def release(run: Path, settings: ReleaseSettings) -> Path:
     if settings.out.exists():
         raise UsageError(f"{settings.out}: is there already; choose another folder with -o, or remove it")
     evidence = {path.stem: read_evidence(path) for path in settings.evidence if path.suffix not in PICTURES}
+    decision = None if settings.decision is None else read_decision(settings.decision)
     pictures = {path.name: _read(path) for path in settings.evidence if path.suffix in PICTURES}
     chosen = _choose(run, settings)
     if settings.half:
@@ -84,7 +86,8 @@ def release(run: Path, settings: ReleaseSettings) -> Path:
         log.info("fitting and measuring")
         fitted = judged.fit_all(material)
         tables, measured = _measured(looks, material, fitted, card.classes, settings.turned)
-    whole = _card(chosen, settings, material, fitted, measured) | {
+    whole = _card(chosen, settings, material, fitted, measured) | ({} if decision is None else {"decision": decision})
+    whole |= {
         "evidence": evidence,
         "tables": [table.plain() for table in tables],
     }
@@ -129,7 +132,7 @@ def _choose(run: Path, settings: ReleaseSettings) -> _Chosen:
     return _Chosen(
         told=told,
         recipe=Recipe(**told["recipe"]),
-        plain={k: v for k, v in plain.items() if k not in ("calibration", "rejection")},
+        plain={k: v for k, v in plain.items() if k not in ("calibration", "rejection", "decision")},
         network=load_network(folder, card),
         fold_of=fold_of,
         unseen=unseen,

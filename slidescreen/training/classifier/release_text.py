@@ -70,6 +70,13 @@ def _started(start: str) -> str:
     return f"training started from {start}: {terms.rstrip('.')}"
 
 
+def _decision(decision: Mapping[str, Any] | None) -> list[str]:
+    if decision is None:
+        return []
+    said = f"a blast from P(blast) {decision['blast']:g} on, atypical from {decision['atypical']:g}"
+    return [f"- **Decides**: {said}. {decision['chosen_on']}"]
+
+
 def describe(card: Mapping[str, Any], tables: Sequence[Table], half: bool, pictures: Sequence[str] = ()) -> str:
     """The README as Markdown; `card` as it is written, `tables` in order, `pictures` as file names beside it."""
     training, calibration, rejection = card["training"], card["calibration"], card["rejection"]
@@ -89,6 +96,7 @@ def describe(card: Mapping[str, Any], tables: Sequence[Table], half: bool, pictu
         f"- **Recipe**: `recipe.toml`, starting from {recipe.get('start') or 'random weights'}.",
         f"- **Measured on images it has not seen**: {said}.",
         f"- **Calibration**: logits are divided by {calibration['temperature']:g}.",
+        *_decision(card.get("decision")),
         f"- **Refuses what is no leukocyte of its classes**: {rejection['score']}; threshold {rejection['threshold']:g}, "
         f"which keeps {100 * rejection['kept']:g} % of leukocytes. Fitted on: {kinds}.",
         f"- **Limits**: {card['limits']}",

@@ -49,6 +49,15 @@ def number(value: float | None, digits: int = 3, interval: Interval = None) -> s
     return f"{value:.{digits}f}{limits}"
 
 
+def read_decision(path: Path) -> dict[str, Any]:
+    """Thresholds of decision, and on what they were chosen. Raises UsageError."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return {"blast": float(told["blast"]), "atypical": float(told["atypical"]), "chosen_on": str(told["chosen_on"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--decision {path}: cannot be read ({error}); give what benchmarks/folds.py wrote") from error
+
+
 def read_evidence(path: Path) -> Any:
     """What a benchmark printed as JSON. Raises UsageError where it is no object and no list of objects."""
     try:
