@@ -48,7 +48,8 @@ class DetectSettings:
 
     Of the network, areas in um^2 of the whole cell. `min_cell_um2`, `max_cell_um2`: leukocytes smaller or larger are refused.
     `giant_platelet_um2`: larger platelets are named giant or aggregated. `bare_um2`: a leukocyte has more nucleus than this.
-    `candidate_um2`, of both methods: smaller bodies are no candidates at all.
+    `neutral`: more neutral bodies (see `stain.neutrality`) are dust or ink. `candidate_um2`, of both methods: smaller bodies
+    are no candidates at all.
 
     Of the colour rules, areas in um^2 of stained nucleus. `min_nucleus_um2`: smaller bodies are refused as platelet or
     precipitate. `max_nucleus_um2`: larger ones as clumps. `stain_floor`, `stain_ceiling`: the threshold on nuclear stain (see
@@ -63,6 +64,7 @@ class DetectSettings:
     max_cell_um2: float = 900.0
     giant_platelet_um2: float = 20.0
     bare_um2: float = 5.0
+    neutral: float = 0.75
     min_nucleus_um2: float = 20.0
     max_nucleus_um2: float = 500.0
     candidate_um2: float = 10.0

@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 from slidescreen.detector_model import COARSE, FINE, KINDS, OFFSET_UM
 from slidescreen.geometry import Box, Point
 from slidescreen.records import Outline, RgbImage
+from slidescreen.stain import by_colour, neutrality
 
 MERGE_UM: Final = 3.5
 """Peaks that point to places nearer to each other than this are one body's."""
@@ -22,6 +23,8 @@ PART_UM2: Final = 6.0
 """A body with less nucleus than this that lies against one with more is a part of it: a process, or cytoplasm."""
 PART_BORDER: Final = 0.1
 """Least share of its border that it has in common with the other."""
+AROUND_UM: Final = 4.0
+"""How far around a body's window glass is looked for."""
 FINER: Final = 4
 """Outlines are drawn at 1/4 of the maps' finer step."""
 TOLERANCE_UM: Final = 0.16
@@ -43,7 +46,7 @@ class PixelMaps:
 @dataclass(frozen=True, slots=True)
 class Shape:
     """One body, in px of the network's image. `nucleus`: one outline per lobe. `kind`: of `KINDS`. `score`: height of its
-    peak in the centre map, 0-1. `focus`: see `measure_focus`."""
+    peak in the centre map, 0-1. `focus`: see `measure_focus`. `neutrality`: of its nucleus, see `stain.neutrality`."""
 
     centre: Point
     box: Box
@@ -55,6 +58,7 @@ class Shape:
     focus: float
     kind: str
     score: float
+    neutrality: float = 0.0
 
 
 def find_shapes(maps: PixelMaps, image: RgbImage, um_per_px: float, centre_score: float, candidate_um2: float) -> list[Shape]:
@@ -67,7 +71,7 @@ def find_shapes(maps: PixelMaps, image: RgbImage, um_per_px: float, centre_score
     shapes = []
     boxes = _boxes(labels, len(points))
     for k in np.flatnonzero(areas * (FINE * um_per_px) ** 2 >= 0.8 * candidate_um2).tolist():
-        shape = _shape(maps, labels, k + 1, boxes[k], grey, um_per_px, KINDS[int(kinds[k].argmax())], float(scores[k]))
+        shape = _shape(maps, labels, k + 1, boxes[k], image, grey, um_per_px, KINDS[int(kinds[k].argmax())], float(scores[k]))
         if shape is not None and shape.area_um2 >= candidate_um2:
             shapes.append(shape)
     return shapes
@@ -152,6 +156,7 @@ def _shape(
     labels: NDArray[np.int32],
     label: int,
     box: tuple[int, int, int, int],
+    image: RgbImage,
     grey: NDArray[Any],
     um_per_px: float,
     kind: str,
@@ -164,7 +169,7 @@ def _shape(
     if body is None:
         return None
     filled, contour = body
-    lobes = (_enlarged(_cut(maps.masks[1], x0, y0, x1, y1)) & filled).astype(np.uint8)
+    lobes, neutral = _nucleus(_cut(maps.masks[1], x0, y0, x1, y1), filled, image, FINE * x0, FINE * y0, um_per_px)
     fine = FINE / FINER
     unit_um2 = (fine * um_per_px) ** 2
     moments = cv2.moments(filled, binaryImage=True)
@@ -189,17 +194,34 @@ def _shape(
         measure_focus(grey, whole, um_per_px),
         kind,
         score,
+        neutral,
     )
+
+
+def _nucleus(
+    logits: FloatMap, filled: NDArray[np.uint8], image: RgbImage, left: int, top: int, um_per_px: float
+) -> tuple[NDArray[np.uint8], float]:
+    """The nucleus of the body `filled` (4 h, 4 w), whose logits of nucleus are (h, w) and whose window in the image begins at
+    (left, top): like `filled`, and how neutral its colour is."""
+    height, width = FINE * logits.shape[0], FINE * logits.shape[1]
+    window = _cut(image, left, top, left + width, top + height)
+    body = np.asarray(cv2.resize(filled, (width, height), interpolation=cv2.INTER_AREA), np.bool_)
+    told = by_colour(np.asarray(cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR)), body, window)
+    lobes = (np.asarray(cv2.resize(told, filled.shape[::-1], interpolation=cv2.INTER_LINEAR)) > 0) & (filled > 0)
+    seen = body & (told > 0)
+    wider = round(AROUND_UM / um_per_px)
+    around = image[max(0, top - wider) : top + height + wider, max(0, left - wider) : left + width + wider]
+    return lobes.astype(np.uint8), neutrality(window[seen if seen.any() else body], around[::3, ::3].reshape(-1, 3))
 
 
 def _cut(image: NDArray[Any], x0: int, y0: int, x1: int, y1: int) -> NDArray[Any]:
     """The window of the image; beyond its border the outermost px are repeated."""
-    height, width = image.shape
+    height, width = image.shape[:2]
     inside = image[max(0, y0) : y1, max(0, x0) : x1]
     if x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height:
         return inside
     around = ((max(0, -y0), max(0, y1 - height)), (max(0, -x0), max(0, x1 - width)))
-    return np.pad(inside, around, mode="edge")
+    return np.pad(inside, (*around, (0, 0))[: image.ndim], mode="edge")
 
 
 def _enlarged(logits: FloatMap) -> NDArray[np.uint8]:
@@ -249,9 +271,8 @@ def measure_focus(grey: NDArray[Any], box: Box, um_per_px: float) -> float:
     inside = grey[max(0, around.y) : around.bottom, max(0, around.x) : around.right]
     if min(inside.shape) < 5:
         return 0.0
-    across = cv2.Sobel(inside, cv2.CV_32F, 1, 0, scale=0.125)
-    down = cv2.Sobel(inside, cv2.CV_32F, 0, 1, scale=0.125)
-    steepest = _share(np.asarray(cv2.magnitude(across, down)), 0.99)
+    across, down = (cv2.Sobel(inside, cv2.CV_16S, *way).astype(np.int32) for way in ((1, 0), (0, 1)))
+    steepest = np.sqrt(_share(across**2 + down**2, 0.99)) / 8  # of whole numbers: floats differ with where they lie in memory
     extent = _share(inside, 0.98) - _share(inside, 0.02)
     return float(steepest / (max(extent, 8.0) * um_per_px))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,21 +79,66 @@ def test_parts_do_not_mix(tmp_path: Path) -> None:
     rows = "".join(f"m{i:03}.png,n{i:03}.png,1\n" for i in range(100))
     (tmp_path / "masks.csv").write_text("file,mask,set\n" + rows, encoding="utf-8")
     lines = "".join(f"c{i:03}.png,LYT,Lymphocyte,pbc,0.1\n" for i in range(50))
-    giants = "".join(f"{n}.webp,-,Giant thrombocyte,deepapl,0.1\n" for n in (*data.GIANT_PLATELETS, *data.UNSEEN_GIANTS))
+    giants = "".join(f"{n}.webp,-,Giant thrombocyte,deepapl,0.1\n" for n in data.GIANT_PLATELETS)
     (tmp_path / "cells.csv").write_text("file,label,source_label,source,um_per_px\n" + lines + giants, encoding="utf-8")
     parts = {p: {m[0].name for m in data.list_masks(tmp_path, p)} for p in ("learn", "tune", "held back")}
     assert {k: len(v) for k, v in parts.items()} == {"learn": 70, "tune": 10, "held back": 20}
     assert sum(len(p) for p in parts.values()) == len(set().union(*parts.values()))
-    for listed in (data.list_cells, data.list_giants):
-        learned, kept = ({c.path for c in listed(tmp_path, p)} for p in ("learn", "held back"))
-        assert learned
-        assert kept
-        assert not learned & kept
-    assert not any("GT" in c.path.name for c in data.list_cells(tmp_path, "learn"))
+    learned, kept = ({c.path for c in data.list_cells(tmp_path, p)} for p in ("learn", "held back"))
+    assert learned
+    assert kept
+    assert not learned & kept
+    assert len(data.list_giants(tmp_path)) == len(data.GIANT_PLATELETS)
+    assert not any("GT" in path.name for path in learned | kept)
 
 
-def test_cells_without_giant_platelets_make_no_empty_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("list_fields", "list_masks", "list_cells", "list_giants"):
+def test_no_samples_make_no_empty_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("list_fields", "list_masks", "list_cells"):
         monkeypatch.setattr(fit, name, lambda *_: [])
     monkeypatch.setattr(fit, "split_tuning", lambda fields: (fields, fields))
     assert fit.load_sources(tmp_path, tmp_path, tmp_path) == {}
+
+
+def _platelet(folder: Path, radius_px: int, away_px: int = 0) -> data.SingleCell:
+    image = np.full((360, 360, 3), (250, 225, 200), np.uint8)
+    cv2.circle(image, (290, 180), 40, (225, 180, 175), -1)  # a red cell
+    cv2.circle(image, (180 + away_px, 180), radius_px, (120, 70, 150), -1)
+    Image.fromarray(image).save(folder / "platelet.png")
+    return data.SingleCell(folder / "platelet.png", "pbc", data.PLATELET, 0.1, alone=True)
+
+
+def test_a_platelet_is_cut_out_where_its_stain_ends(tmp_path: Path) -> None:
+    sample = data.platelet_sample(_platelet(tmp_path, 30))
+    assert sample is not None
+    assert sample.targets[0].diameter_um == pytest.approx(6.0, rel=0.05)
+    assert (sample.targets[0].x, sample.targets[0].y) == pytest.approx((90.25, 90.25), abs=0.3)
+    assert sample.bodies.sum() * 0.04 == pytest.approx(np.pi * 9, rel=0.08)
+    assert not sample.nuclei.any()
+
+
+@pytest.mark.parametrize(("radius", "away"), [(50, 0), (5, 0), (20, 40), (1, 70)])
+def test_what_is_too_large_too_small_or_elsewhere_is_not_cut_out(tmp_path: Path, radius: int, away: int) -> None:
+    assert data.platelet_sample(_platelet(tmp_path, radius, away)) is None
+
+
+def test_cut_out_platelets_are_only_pasted() -> None:
+    blank = np.zeros((8, 8), np.uint8)
+    sample = data.Sample(np.zeros((8, 8, 3), np.uint8), blank, blank, blank, ())
+    shares = fit.source_shares({"bccd": [sample], "platelets": [sample], augment.CUT_OUT: [sample]})
+    assert set(shares) == {"bccd", "platelets"}
+
+
+def test_pasted_platelets_are_enlarged_and_have_no_nucleus(tmp_path: Path) -> None:
+    platelet = data.platelet_sample(_platelet(tmp_path, 25))
+    assert platelet is not None
+    side = augment.SCENE_PX
+    largest = []
+    for seed in range(40):
+        blank = np.zeros((side, side), np.uint8)
+        scene = augment.Scene(np.full((side, side, 3), 230, np.float32), blank, blank.copy(), blank + 1, [])
+        augment._paste_cell(np.random.default_rng(seed), scene, platelet)
+        assert {t.kind for t in scene.targets} == {data.PLATELET}
+        assert not scene.nuclei.any()
+        largest.append(scene.targets[0].diameter_um)
+    assert 5.0 * 0.7 * 0.9 < min(largest) < 5.0
+    assert 8.0 < max(largest) < 5.0 * 1.4 * 1.8 * 1.15

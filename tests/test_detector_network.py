@@ -209,10 +209,12 @@ def test_ink_and_dust_are_no_leukocytes(detector: NetworkDetector) -> None:
     assert not [b for b in detector.find(image, UM_PER_PX) if not b.refusal]
 
 
-@pytest.mark.xfail(strict=True, reason="known limit: neutral black dust of 5 um is taken for a leukocyte")
-def test_large_dust_is_no_leukocyte(detector: NetworkDetector) -> None:
-    image = np.full((512, 512, 3), 240, np.uint8)
-    image[300:318, 200:216] = 15
+@pytest.mark.parametrize("side", [14, 17, 25, 40])
+@pytest.mark.parametrize("glass", [(240, 240, 240), (235, 215, 180), (190, 200, 220)])
+def test_neutral_dust_is_no_leukocyte(detector: NetworkDetector, side: int, glass: tuple[int, int, int]) -> None:
+    image = np.full((512, 512, 3), glass, np.uint8)
+    image[300 : 300 + side, 200 : 200 + side] = np.uint8(15)
+    image[100 : 100 + side, 200 : 200 + side] = np.array(glass) // 4
     assert not [b for b in detector.find(image, UM_PER_PX) if not b.refusal]
 
 
@@ -232,15 +234,28 @@ def test_empty_glass_holds_nothing(detector: NetworkDetector) -> None:
     ],
 )
 def test_refusals_are_named(kind: str, area: float, reason: str) -> None:
-    shape = Shape(Point(5, 5), Box(0, 0, 10, 10), (), (), area, area / 2, 0.3, 0.6, kind, 0.9)
+    nucleus = area / 2 if kind == "leukocyte" else area / 10
+    shape = Shape(Point(5, 5), Box(0, 0, 10, 10), (), (), area, nucleus, 0.3, 0.6, kind, 0.9)
     assert refusal(shape, DetectSettings()) == reason
+
+
+def test_a_platelet_with_a_nucleus_is_a_leukocyte() -> None:
+    shape = Shape(Point(5, 5), Box(0, 0, 10, 10), (), (), 60.0, 14.0, 0.3, 0.6, "platelet", 0.9)
+    assert refusal(shape, DetectSettings()) == "giant or aggregated platelets"
+    assert not refusal(dataclasses.replace(shape, nucleus_um2=16.0), DetectSettings())
+
+
+def test_what_is_of_no_colour_is_refused() -> None:
+    shape = Shape(Point(5, 5), Box(0, 0, 10, 10), (), (), 60.0, 30.0, 0.3, 0.6, "leukocyte", 0.9, neutrality=0.7)
+    assert not refusal(shape, DetectSettings())
+    assert refusal(dataclasses.replace(shape, neutrality=0.8), DetectSettings()) == "artefact (precipitate, dust or ink)"
 
 
 def test_what_a_border_cuts_is_not_refused_for_being_small() -> None:
     shape = Shape(Point(5, 5), Box(0, 0, 10, 10), (), (), 11.0, 3.0, 0.3, 0.6, "leukocyte", 0.9)
     assert refusal(shape, DetectSettings())
     assert not refusal(shape, DetectSettings(), cut=True)
-    assert refusal(dataclasses.replace(shape, kind="platelet"), DetectSettings(), cut=True) == "platelet"
+    assert refusal(dataclasses.replace(shape, kind="platelet", nucleus_um2=2.0), DetectSettings(), cut=True) == "platelet"
     assert refusal(dataclasses.replace(shape, nucleus_um2=2.0), DetectSettings(), cut=True) == "no nucleus"
 
 
@@ -255,6 +270,17 @@ def test_a_cell_cut_to_less_than_half_is_found(smear: Smear, detector: NetworkDe
         )
     assert found >= 0.8 * len(cells)
     assert len(cells) > 3
+
+
+def test_focus_does_not_depend_on_where_the_image_lies(smear: Smear) -> None:
+    grey = np.ascontiguousarray(smear[0].mean(2).astype(np.uint8)[:60, :70])
+    found = set()
+    for offset in range(33):
+        memory = np.zeros(grey.size + 64, np.uint8)
+        moved = memory[offset : offset + grey.size].reshape(grey.shape)
+        moved[:] = grey
+        found.add(measure_focus(moved, Box(3, 2, 61, 50), UM_PER_PX))
+    assert len(found) == 1
 
 
 def test_focus_falls_with_blur(smear: Smear) -> None:

@@ -30,6 +30,7 @@ LAYERS: list[list[str]] = [
     STAGES,
     ["detector_card"],
     ["detector_model", "keras_import", "onnx_export"],
+    ["stain"],
     ["outlines"],
     ["detector_network"],
     ["painting"],

@@ -14,17 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidescreen.detector_model import COARSE, FINE, NETWORK_UM_PER_PX, OFFSET_UM
-from slidescreen.training.detector.data import ARTEFACT, IGNORED, SAMPLE_UM_PER_PX, Sample, Target
+from slidescreen.training.detector.data import (
+    ARTEFACT,
+    IGNORED,
+    LEUKOCYTE,
+    PLATELET,
+    SAMPLE_UM_PER_PX,
+    Sample,
+    Target,
+)
 
 SCENE_PX: Final = 128
 SCALES: Final = (0.7, 1.4)
-SINGLES: Final = ("masks 1", "cells", "platelets", "giants")
+SINGLES: Final = ("masks 1", "cells", "platelets")
 """Groups of samples that hold one cell each and are shown four at a time."""
 OUTLINED: Final = ("masks 1", "masks 2")
 """Groups of expertly outlined cells, which are also pasted beside others."""
+CUT_OUT: Final = "cut out platelets"
+"""Group of outlined platelets, which are only pasted beside others, enlarged to giant ones."""
+GIANT: Final = (1.0, 1.8)
 BARE: Final = 0.04
 """Share of scenes that show glass and dirt only."""
-FLUSH: Final = 0.3
+FLUSH: Final = 0.45
 """How often a field is moved so that its border is the scene's, in each direction."""
 SEEN_PX: Final = 33
 """Of a body that the scene's border cuts, 3 um^2 are seen, or nothing is said of it."""
@@ -85,7 +96,7 @@ def make_scene(rng: np.random.Generator, sources: Mapping[str, Sequence[Sample]]
                 _show(rng, scene, _drawn(rng, sources[name]), x, y, half)
     else:
         _show(rng, scene, first, 0, 0, SCENE_PX)
-        outlined = [group for group in OUTLINED if sources.get(group)]
+        outlined = [group for group in (*OUTLINED, CUT_OUT) if sources.get(group)]
         if outlined and rng.random() < 0.45:
             for _ in range(int(rng.integers(1, 4))):
                 _paste_cell(rng, scene, _drawn(rng, sources[outlined[int(rng.integers(len(outlined)))]]))
@@ -162,11 +173,11 @@ def _warp(image: Bytes, matrix: NDArray[np.float64], side: int, *, smooth: bool 
 
 
 def _paste_cell(rng: np.random.Generator, scene: Scene, sample: Sample) -> None:
-    """Put an expertly outlined cell into the scene, tinted as the scene's glass, often so that it touches another."""
-    turn = _turn(rng)
-    side = SCENE_PX
-    others = [t for t in scene.targets if t.kind == 0 and 0 <= t.x < side and 0 <= t.y < side]
+    """Put an outlined body into the scene, tinted as the scene's glass, often so that it touches another."""
     target = sample.targets[0]
+    turn = _turn(rng) * (rng.uniform(*GIANT) if target.kind == PLATELET else 1.0)
+    side = SCENE_PX
+    others = [t for t in scene.targets if t.kind == LEUKOCYTE and 0 <= t.x < side and 0 <= t.y < side]
     size = float(np.sqrt(abs(np.linalg.det(turn)))) * NETWORK_UM_PER_PX / SAMPLE_UM_PER_PX
     diameter = target.diameter_um * size
     if others and rng.random() < 0.7:

@@ -37,6 +37,9 @@ HELD_BACK: Final = 5
 TUNING: Final = 8
 """Every eighth training field is kept for choosing thresholds."""
 CORE_UM: Final = {LEUKOCYTE: 2.5, PLATELET: 1.5}
+PLATELET_UM2: Final = (2.0, 50.0)
+PLATELET_REACH_UM: Final = 5.5
+"""What is cut out as a platelet is of this size and comes no further from the middle of its image."""
 AROUND_UM: Final = {LEUKOCYTE: 10.0, PLATELET: 5.0}
 INNER_RIM, OUTER_RIM = 0.80, 1.08
 """A box's ellipse is body up to the inner share of its radius and ground from the outer one on; between, unknown."""
@@ -54,15 +57,17 @@ WHOLE_UM: Final = 9.0
 
 GIANT_PLATELETS: Final = (
     "02_GT_5899553",
+    "20_GT_11617887",
+    "20_GT_11617942",
     "40_GT_11616920",
     "40_GT_11616954",
     "40_GT_11617045",
     "61_GT_13161208",
     "61_GT_13161334",
+    "68_GT_13158301",
 )
-"""Images labelled giant platelet that show one. Most of the others show nucleated cells: erythroblasts, blasts, smudges."""
-UNSEEN_GIANTS: Final = ("20_GT_11617887", "20_GT_11617942", "68_GT_13158301")
-"""The same of other patients, kept for measuring."""
+"""Images labelled giant platelet that show one, kept for measuring. Most of the others show nucleated cells: erythroblasts,
+blasts, smudges."""
 DOUBTED_LABELS: Final = ("Plasma cells", "Giant thrombocyte", "Thrombocyte aggregation")
 
 Part = Literal["learn", "tune", "held back"]
@@ -158,7 +163,7 @@ class SingleCell:
     alone: bool
 
 
-def list_cells(folder: Path, part: Part, most: int = 130) -> list[SingleCell]:
+def list_cells(folder: Path, part: Part, most: int = 200) -> list[SingleCell]:
     """Single cells: every fifth of each class of each source is held back. Of the others all smudge cells and platelets are
     listed, and about `most` of each other class of each source, evenly spread."""
     groups: defaultdict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
@@ -175,9 +180,9 @@ def list_cells(folder: Path, part: Part, most: int = 130) -> list[SingleCell]:
     return found
 
 
-def list_giants(folder: Path, part: Part) -> list[SingleCell]:
-    """Giant platelets of 6 um and more."""
-    names = tuple(f"{n}.webp" for n in (UNSEEN_GIANTS if part == "held back" else GIANT_PLATELETS))
+def list_giants(folder: Path) -> list[SingleCell]:
+    """Giant platelets of 6 um and more, none of which is learned from."""
+    names = tuple(f"{n}.webp" for n in GIANT_PLATELETS)
     rows = sorted((r for r in _rows(folder / "cells.csv") if r["file"].endswith(names)), key=lambda r: r["file"])
     return [SingleCell(folder / r["file"], r["source"], PLATELET, float(r["um_per_px"]), alone=False) for r in rows]
 
@@ -302,26 +307,37 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
 
 def cell_sample(cell: SingleCell) -> Sample:
     """A body of unknown outline in the middle; what lies around it is unknown too unless it is alone."""
-    return _middle_sample(cell, 12.0 if cell.kind == LEUKOCYTE else 5.0, CORE_UM[cell.kind])
-
-
-def giant_sample(cell: SingleCell) -> Sample:
-    """A giant platelet in the middle."""
-    return _middle_sample(cell, 8.0, 2.0)
-
-
-def _middle_sample(cell: SingleCell, diameter_um: float, core_um: float) -> Sample:
     image, kind = _resized(read_image(cell.path), cell.um_per_px / SAMPLE_UM_PER_PX), cell.kind
     height, width = image.shape[:2]
-    target = Target(width / 2, height / 2, kind, diameter_um)
+    target = Target(width / 2, height / 2, kind, 12.0 if kind == LEUKOCYTE else 5.0)
     distance = SAMPLE_UM_PER_PX * _radius(image.shape, target.x, target.y, 1, 1)
     bodies = np.full((height, width), IGNORED, np.uint8)
     nuclei = np.full((height, width), IGNORED, np.uint8)
     if cell.alone:
         bodies[distance > AROUND_UM[kind]] = nuclei[distance > AROUND_UM[kind]] = 0
-    bodies[distance < core_um] = 1
+    bodies[distance < CORE_UM[kind]] = 1
     known = (distance < 4.0) | ((distance > AROUND_UM[kind]) & cell.alone)
     return Sample(image, bodies, nuclei, known.astype(np.uint8), (target,))
+
+
+def platelet_sample(cell: SingleCell) -> Sample | None:
+    """The platelet in the middle, outlined where its stain ends, to be cut out; None where that is not clear.
+
+    Outlined in red light, which platelets absorb and red cells hardly do (Otsu's threshold).
+    """
+    image = _resized(read_image(cell.path), cell.um_per_px / SAMPLE_UM_PER_PX)
+    distance = SAMPLE_UM_PER_PX * _radius(image.shape, image.shape[1] / 2, image.shape[0] / 2, 1, 1)
+    red, near = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.7))[..., 0], distance < PLATELET_REACH_UM
+    threshold, _ = cv2.threshold(red[near][None], 0, 255, cv2.THRESH_OTSU)
+    _, pieces = cv2.connectedComponents(((red <= threshold) & near).astype(np.uint8))
+    middle = pieces[distance < CORE_UM[PLATELET]]
+    body = pieces == np.bincount(middle[middle > 0], minlength=1).argmax() if middle.any() else np.zeros_like(near)
+    area_um2 = float(body.sum()) * SAMPLE_UM_PER_PX**2
+    if not PLATELET_UM2[0] < area_um2 < PLATELET_UM2[1] or (body & (distance > PLATELET_REACH_UM - 0.4)).any():
+        return None
+    y, x = (float(v.mean()) + 0.5 for v in np.nonzero(body))
+    target = Target(x, y, PLATELET, 2 * float(np.sqrt(area_um2 / np.pi)))
+    return Sample(image, body.astype(np.uint8), np.zeros_like(pieces, np.uint8), np.ones_like(pieces, np.uint8), (target,))
 
 
 def _resized(image: RgbImage, scale: float) -> RgbImage:

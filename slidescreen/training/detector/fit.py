@@ -17,20 +17,20 @@ from torch.utils.data import DataLoader, Dataset
 from slidescreen.detector_model import FINE, LeukocyteNet, split_maps
 from slidescreen.overlap import usable_cores
 from slidescreen.training.checkpoint import follow, load_checkpoint, save_checkpoint
-from slidescreen.training.detector.augment import OUTLINED, SINGLES, Truth, make_scene
+from slidescreen.training.detector.augment import CUT_OUT, OUTLINED, SINGLES, Truth, make_scene
 from slidescreen.training.detector.data import (
     IGNORED,
     LEUKOCYTE,
+    PLATELET,
     LabelledField,
     Sample,
     cell_sample,
     field_sample,
-    giant_sample,
     list_cells,
     list_fields,
-    list_giants,
     list_masks,
     mask_sample,
+    platelet_sample,
     split_tuning,
 )
 
@@ -47,7 +47,7 @@ class TrainSettings:
     """`steps` of `batch` scenes. `decay`: of the moving average of the weights, which is what is kept. `left_out`: a camera
     whose fields are not learned from. `workers`: processes that draw scenes beside the one that learns."""
 
-    steps: int = 6000
+    steps: int = 16000
     batch: int = 16
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
@@ -73,8 +73,8 @@ def load_sources(fields: Path, masks: Path, cells: Path | None, left_out: str = 
     if cells is not None:
         for cell in list_cells(cells, "learn"):
             sources.setdefault("cells" if cell.kind == LEUKOCYTE else "platelets", []).append(cell_sample(cell))
-        for cell in list_giants(cells, "learn"):
-            sources.setdefault("giants", []).append(giant_sample(cell))
+            if cell.kind == PLATELET and (cut_out := platelet_sample(cell)) is not None:
+                sources.setdefault(CUT_OUT, []).append(cut_out)
     return sources
 
 
@@ -84,11 +84,12 @@ def tuning_fields(fields: Path) -> list[LabelledField]:
 
 
 def source_shares(sources: Sources) -> dict[str, float]:
-    """How often each group is shown: fields 54 % (cameras alike), masks 28 % (sets alike), single cells 12 %, platelets 6 %."""
-    cameras = [n for n in sources if n not in (*SINGLES, *OUTLINED)]
-    shares = {name: 0.54 / len(cameras) for name in cameras} | dict.fromkeys(OUTLINED, 0.14)
-    shares |= {"cells": 0.12, "platelets": 0.045, "giants": 0.015}
-    return {name: shares[name] for name in sources}
+    """How often each group is shown: fields 52 % (cameras alike), masks 28 % (sets alike), single cells 15 %, platelets 5 %;
+    platelets that were cut out are only pasted into others."""
+    cameras = [n for n in sources if n not in (*SINGLES, *OUTLINED, CUT_OUT)]
+    shares = {name: 0.52 / len(cameras) for name in cameras} | dict.fromkeys(OUTLINED, 0.14)
+    shares |= {"cells": 0.15, "platelets": 0.05}
+    return {name: shares[name] for name in sources if name != CUT_OUT}
 
 
 class Scenes(Dataset[tuple[torch.Tensor, ...]]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from slidescreen.detect import Body, Detector
 from slidescreen.records import Outline, RgbImage
 from slidescreen.slide import read_image
-from slidescreen.training.detector.data import LabelledBox, LabelledField, SingleCell, read_mask
+from slidescreen.training.detector.data import BORDER_PX, PLATELET, LabelledBox, LabelledField, SingleCell, read_mask
 
 SUBPIXELS: Final = 3
 """Outlines are drawn to 1/8 px."""
@@ -90,6 +90,20 @@ def judge_fields(fields: Iterable[LabelledField], detector: MakeDetector) -> lis
     return judged
 
 
+def of_whole_cells(judged: Judged) -> Judged:
+    """The same without the labelled leukocytes that the border of the field cuts, found or not."""
+    height, width = read_image(judged.field.path).shape[:2]
+
+    def cut(box: LabelledBox) -> bool:
+        near = (box.xmin, box.ymin, width - box.xmax, height - box.ymax)
+        return box.label == "WBC" and min(near) <= BORDER_PX
+
+    aside = sum(cut(box) for box in judged.field.boxes)
+    missed = tuple(box for box in judged.missed if not cut(box))
+    labelled = judged.tally.labelled - aside
+    return replace(judged, missed=missed, tally=Tally(labelled, labelled - len(missed), judged.tally.false))
+
+
 def tally_by_camera(judged: Iterable[Judged]) -> dict[str, Tally]:
     """Sums per camera."""
     sums: dict[str, Tally] = {}
@@ -98,13 +112,15 @@ def tally_by_camera(judged: Iterable[Judged]) -> dict[str, Tally]:
     return sums
 
 
-def dice_of_masks(masks: Iterable[tuple[Path, Path, float]], detector: MakeDetector) -> list[tuple[float, float]]:
+def dice_of_masks(
+    masks: Iterable[tuple[Path, Path, float]], detector: MakeDetector, *, refused: bool = False
+) -> list[tuple[float, float]]:
     """(cell, nucleus) Dice per expert mask: of the body that covers it best; 0 where there is none. Other bodies are not
-    punished here: they are false alarms."""
+    punished here: they are false alarms. `refused`: what is no leukocyte to the detector is asked too."""
     scores = []
     for image_path, mask_path, um_per_px in masks:
         image, mask = read_image(image_path), read_mask(mask_path)
-        bodies = [b for b in detector(image, um_per_px).find(image, um_per_px) if not b.refusal]
+        bodies = [b for b in detector(image, um_per_px).find(image, um_per_px) if refused or not b.refusal]
         drawn = [(draw(mask.shape, [b.outline]), draw(mask.shape, b.nucleus)) for b in bodies]
         pairs = [(_dice(cell, mask > 0), _dice(nucleus & cell, mask == 2)) for cell, nucleus in drawn]
         scores.append(max(pairs, default=(0.0, 0.0)))
@@ -112,11 +128,11 @@ def dice_of_masks(masks: Iterable[tuple[Path, Path, float]], detector: MakeDetec
 
 
 def accepted(cells: Sequence[SingleCell], detector: Detector) -> int:
-    """Images in whose middle, within 4 um, a leukocyte is found."""
+    """Images in whose middle a leukocyte is found: of platelets within 4 um; of leukocytes, which often lie in pairs, 10 um."""
     count = 0
     for cell in cells:
         image = read_image(cell.path)
-        x, y, reach = image.shape[1] / 2, image.shape[0] / 2, 4.0 / cell.um_per_px
+        x, y, reach = image.shape[1] / 2, image.shape[0] / 2, (4.0 if cell.kind == PLATELET else 10.0) / cell.um_per_px
         bodies = [b for b in detector.find(image, cell.um_per_px) if not b.refusal]
         count += any(np.hypot(b.centre.x - x, b.centre.y - y) < reach for b in bodies)
     return count

@@ -45,8 +45,8 @@ LICENCE: Final = (
 )
 LIMITS: Final = (
     "Outlines were learned from boxes on smears and from 160 outlined cells of two laboratories; dust, ink, bubbles and "
-    "precipitate were painted, not seen; giant platelets of 6 um and more are mostly taken for leukocytes. Not measured on "
-    "whole scans of a laboratory outside the training sources. Not for diagnosis."
+    "precipitate were painted, not seen; giant platelets are enlarged small ones, about half of the real ones of 6 um and more "
+    "are taken for leukocytes. Not measured on whole scans of a laboratory outside the training sources. Not for diagnosis."
 )
 
 
@@ -58,12 +58,13 @@ def train_detector(
     work: Path,
     tell: Callable[[int], None] = lambda step: None,
 ) -> tuple[LeukocyteNet, float]:
-    """Train with checkpoints in `work`, then fit borders and the centre score to masks and training fields kept aside, those of
-    a camera that is left out not looked at. Raises UsageError for data or settings that cannot be used."""
+    """Train with checkpoints in `work`, then fit borders to all masks but those held back, for the others kept aside are few,
+    and the centre score to training fields kept aside, those of a camera that is left out not looked at. Raises UsageError for
+    data or settings that cannot be used."""
     if settings.left_out and settings.left_out not in CAMERAS:
         raise UsageError(f"{settings.left_out}: no such camera; use one of {', '.join(CAMERAS)}")
     network = train(load_sources(fields, masks, cells, settings.left_out), settings, work, tell)
-    network = fit_borders(network, list_masks(masks, "tune"))
+    network = fit_borders(network, [*list_masks(masks, "learn"), *list_masks(masks, "tune")])
     kept = [f for f in tuning_fields(fields) if f.camera != settings.left_out]
     score = choose_score(kept, lambda s: network_detector(network, NETWORK_UM_PER_PX, s, DetectSettings()))
     return network, score
@@ -75,7 +76,9 @@ def fit_borders(network: LeukocyteNet, masks: Sequence[tuple[Path, Path, float]]
 
     def dice(body: float, nucleus: float) -> NDArray[np.float64]:
         detector = make_detector(move_borders(network, body, nucleus), SURE)
-        return np.asarray(np.mean([np.mean(dice_of_masks(own, lambda *_: detector), axis=0) for own in sets], axis=0))
+        return np.asarray(
+            np.mean([np.mean(dice_of_masks(own, lambda *_: detector, refused=True), axis=0) for own in sets], axis=0)
+        )
 
     body = max(SHIFTS, key=lambda s: dice(s, 0.0)[0])
     nucleus = max(SHIFTS, key=lambda s: dice(body, s)[1])
