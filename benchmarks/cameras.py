@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--per-camera", type=int, default=250)
     asked = parser.parse_args()
     cells = patches_of(asked.fields, asked.per_camera)
-    print("| model | camera | cells | P(blast) >= 0.5 | mean P(blast) | refused | classes, % |")
+    print("| model | camera | cells | called blasts | mean P(blast) | refused | classes, % |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for model in asked.model:
         classifier = load_classifier(find_model(model), ClassifySettings())
@@ -72,7 +72,8 @@ def main() -> None:
             often = Counter(classes[i] for i in p.argmax(1)).most_common(5)
             said = ", ".join(f"{code} {100 * n / len(p):.0f}" for code, n in often)
             score = p[:, blast].sum(1)
-            high = f"{100 * np.mean(score >= 0.5):.1f} %"
+            threshold = classifier.card.thresholds.blast
+            high = f"{100 * np.mean(score >= threshold):.1f} % (P >= {threshold:g})"
             print(f"| {model} | {camera} | {len(p)} | {high} | {score.mean():.3f} | {lost} | {said} |")
 
 

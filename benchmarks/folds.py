@@ -113,14 +113,14 @@ def decide(folds: dict[int, Fold], classes: Sequence[str]) -> dict[str, Any]:
     others = {n: best(np.concatenate([b for k, b in bias.items() if k != n] or [every])) for n in bias}
     kept = np.concatenate([own[:, others[number]] for number, own in bias.items()])
     plain, chosen = 100 * every[:, THRESHOLDS.index(0.5)], best(every)
-    half = 196 * kept.std(ddof=1) / len(kept) ** 0.5
+    mean, half = 100 * kept.mean(), 196 * kept.std(ddof=1) / len(kept) ** 0.5
     return {
         "blast": THRESHOLDS[chosen],
         "atypical": 0.5,
         "chosen_on": (
-            f"Chosen on unseen images of {len(every)} patients of {len(folds)} folds: reported minus human blasts is there "
-            f"{100 * every[:, chosen].mean():+.1f} points on average (at 0.5 {plain.mean():+.1f}); chosen on the other folds "
-            f"of each patient {100 * kept.mean():+.1f} ({100 * kept.mean() - half:+.1f} to {100 * kept.mean() + half:+.1f})."
+            f"Chosen on unseen images of {len(every)} patients of {len(folds)} folds: the reported fraction less the human's "
+            f"is then {100 * every[:, chosen].mean():+.1f} points on average (at 0.5 {plain.mean():+.1f}); chosen on the other "
+            f"folds of each patient {mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})."
         ),
         "of_folds": {str(number): THRESHOLDS[k] for number, k in others.items()},
     }

@@ -142,3 +142,26 @@ def test_pasted_platelets_are_enlarged_and_have_no_nucleus(tmp_path: Path) -> No
         largest.append(scene.targets[0].diameter_um)
     assert 5.0 * 0.7 * 0.9 < min(largest) < 5.0
     assert 8.0 < max(largest) < 5.0 * 1.4 * 1.8 * 1.15
+
+
+@pytest.mark.parametrize("glass", [(240, 240, 245), (230, 205, 180), (150, 160, 190)])
+def test_the_dark_part_of_each_cell_is_its_nucleus_in_any_light(tmp_path: Path, glass: tuple[int, int, int]) -> None:
+    rows, columns = np.ogrid[:160, :160]
+    away = np.hypot(rows - 80, columns - 80)
+    shade = np.where(away < 16, 0.35, np.where(away < 36, 0.75, 1.0))[..., None] * (0.9, 0.8, 1.0)
+    noise = np.random.default_rng(0).normal(0, 3, (160, 160, 3))
+    Image.fromarray((np.array(glass) * shade + noise).clip(0, 255).astype(np.uint8)).save(tmp_path / "cell.png")
+    box = LabelledBox("WBC", 44, 44, 116, 116)
+    sample = field_sample(LabelledField(tmp_path / "cell.png", "bccd", UM_PER_PX, (box,)))
+    assert set(np.unique(sample.nuclei[away < 14])) == {1}
+    assert set(np.unique(sample.nuclei[(away > 18) & (away < 32)])) == {0}
+    assert (sample.bodies[away < 28] == 1).all()
+
+
+def test_of_a_cell_of_one_shade_no_nucleus_is_known(tmp_path: Path) -> None:
+    rows, columns = np.ogrid[:160, :160]
+    away = np.hypot(rows - 80, columns - 80)
+    image = np.where(away < 36, 110, 240)[..., None] + np.random.default_rng(0).normal(0, 8, (160, 160, 3))
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(tmp_path / "cell.png")
+    sample = field_sample(LabelledField(tmp_path / "cell.png", "bccd", UM_PER_PX, (LabelledBox("WBC", 44, 44, 116, 116),)))
+    assert (sample.nuclei[away < 36] == data.IGNORED).all()

@@ -22,6 +22,7 @@ SECTIONS: Final = {
     "evidence": "Further evidence",
     "calibration": "Calibration",
     "rejection": "Rejection",
+    "decision": "Decision",
     "intended_use": "Intended use",
     "limits": "Limits",
     "licence": "Licences",

@@ -44,8 +44,13 @@ AROUND_UM: Final = {LEUKOCYTE: 10.0, PLATELET: 5.0}
 INNER_RIM, OUTER_RIM = 0.80, 1.08
 """A box's ellipse is body up to the inner share of its radius and ground from the outer one on; between, unknown."""
 
-UNSURE_STAIN: Final = 0.15
-"""Nuclear stain nearer to the colour rules' threshold than this tells nothing."""
+INNER_CELL: Final = 0.9
+"""Of a box's ellipse so much is surely cell."""
+LEAST_PX: Final = 80
+DIVIDED: Final = 0.75
+"""A cell falls into nucleus and cytoplasm where these explain so much of the variance of its darkness."""
+UNSURE: Final = 0.15
+"""Darkness nearer to the threshold than this, as a share of what nucleus and cytoplasm differ by, tells nothing."""
 DOUBLE: Final = 0.5
 """Two boxes of leukocytes whose overlap is a larger share of their union are one cell's; the smaller one is believed."""
 UNSTAINED: Final = 0.03
@@ -196,15 +201,14 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def field_sample(labelled: LabelledField) -> Sample:
-    """Ellipses in the boxes of leukocytes and platelets as outlines, and what the colour rules call nucleus inside them."""
+    """Ellipses in the boxes of leukocytes and platelets as outlines, and the dark part of each leukocyte as nucleus."""
     scale = labelled.um_per_px / SAMPLE_UM_PER_PX
     whole = read_image(labelled.path)
     image = _resized(whole, scale)
     bodies, nuclei = np.zeros(image.shape[:2], np.uint8), np.zeros(image.shape[:2], np.uint8)
     centres_known = np.ones_like(bodies)
     stain = measure_stain(image.reshape(-1, 3), DetectSettings())
-    nuclear = np.asarray(cv2.GaussianBlur(stain.nuclear(image), (0, 0), 1.0), np.float32) / np.float32(100)
-    stained = nuclear > stain.threshold
+    stained = np.asarray(cv2.GaussianBlur(stain.nuclear(image), (0, 0), 1.0)) > 100 * stain.threshold
     trusted = any(float(_inside(stained, b, scale).mean()) > 3 * UNSTAINED for b in labelled.boxes if b.label == "WBC")
     targets: list[Target] = []
     for box in _once([b for b in labelled.boxes if b.label in ("WBC", "PLT")]):
@@ -222,7 +226,7 @@ def field_sample(labelled: LabelledField) -> Sample:
         bodies[(radius > INNER_RIM) & (radius < OUTER_RIM) & (bodies == 0)] = IGNORED
         bodies[radius <= INNER_RIM] = len(targets)
         if kind == LEUKOCYTE:
-            _draw_nucleus(nuclei, nuclear, radius, stain.threshold)
+            _draw_nucleus(nuclei, image, radius)
             bodies[(radius < 1) & (nuclei == 1) & (bodies == IGNORED)] = len(targets)
     return Sample(image, bodies, nuclei, centres_known, tuple(targets))
 
@@ -268,14 +272,28 @@ def _axis(
     return (0.0 if first else size), extent
 
 
-def _draw_nucleus(
-    nuclei: NDArray[np.uint8], nuclear: NDArray[np.float32], radius: NDArray[np.float32], threshold: float
-) -> None:
+def _draw_nucleus(nuclei: NDArray[np.uint8], image: RgbImage, radius: NDArray[np.float32]) -> None:
+    """What is dark in red and green light within the ellipse, by Otsu's threshold of this very cell; near the threshold nothing
+    is said, and of a cell that does not fall into two nothing at all. One threshold for a field takes the cytoplasm of some
+    cameras for nucleus."""
     inside = radius < OUTER_RIM
-    sure = np.where(nuclear > threshold + UNSURE_STAIN, 1, np.where(nuclear < threshold - UNSURE_STAIN, 0, IGNORED))
-    nuclei[inside] = sure[inside]
-    if not 0.12 < float((nuclei[inside] == 1).mean()) < 0.9:  # the rules failed: learn nothing from them
-        nuclei[inside] = IGNORED
+    nuclei[inside] = IGNORED
+    dark = -np.log(cv2.GaussianBlur(image, (0, 0), 1.0)[..., :2].astype(np.float32).mean(2) + 4)
+    own = dark[radius < INNER_CELL]
+    if own.size < LEAST_PX:
+        return
+    low, high = np.percentile(own, (1, 99))
+    steps = np.clip((own - low) / max(high - low, 1e-3) * 255, 0, 255).astype(np.uint8)
+    step, _ = cv2.threshold(steps[None], 0, 255, cv2.THRESH_OTSU)
+    nucleus, rest = own[steps > step], own[steps <= step]
+    if min(len(nucleus), len(rest)) < LEAST_PX // 4:
+        return
+    gap = float(nucleus.mean() - rest.mean())
+    if len(nucleus) * len(rest) / len(own) ** 2 * gap**2 < DIVIDED * float(own.var()):
+        return
+    away = (dark - (low + step / 255 * (high - low))) / gap
+    said = np.where(away > UNSURE, 1, np.where(away < -UNSURE, 0, IGNORED))
+    nuclei[inside] = np.where(radius > 1, 0, said)[inside]
 
 
 def _radius(shape: tuple[int, ...], x: float, y: float, a: float, b: float) -> NDArray[np.float32]:
