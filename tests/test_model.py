@@ -138,12 +138,12 @@ def test_the_identity_of_a_model_is_all_on_which_its_answers_depend(model: Path)
         {"calibration": {"temperature": 1.5}},
         {"input_px": 224},
         {"rejection": {"sha256": "1", "threshold": 1.0}},
-        {"decision": {"blast": 0.4, "atypical": 0.5}},
+        {"decision": {"blast": 0.3, "atypical": 0.5}},
     ):
         change_card(model, **changes)
         seen.add(load_card(model).identity)
     assert len(seen) == 5
-    assert load_card(model).thresholds == Thresholds(0.4, 0.5)
+    assert load_card(model).thresholds == Thresholds(0.3, 0.5)
     assert not plain.info.rejects
     assert load_card(model).info.rejects
     assert load_card(model).info.temperature == 1.5

@@ -77,7 +77,8 @@ def test_provenance_is_complete(result: SlideResult) -> None:
     assert all(v >= 0 for v in result.waiting_s.values())
     assert result.device == "cpu, torch float32"
     assert result.settings["differential"]["blast_threshold"] == 0.0
-    assert result.differential.blast.threshold == 0.5  # a model that names none
+    assert result.differential.blast.threshold == 0.4  # of the default model
+    assert result.differential.atypical.threshold == 0.5
 
 
 def test_a_scan_without_cells_has_no_percentages(empty_scan: Path) -> None:
