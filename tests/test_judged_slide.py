@@ -65,7 +65,7 @@ def test_refused_and_doubted_cells_are_told_with_reasons_and_not_counted(folder:
         assert (row["status"], row["label"], float(row["p_blast"])) == ("rejected", "", pytest.approx(0.9, abs=0.01))
         assert float(row["outlier"]) == 0.5
     assert [w for w in told["warnings"] if "P(blast)" in w and "not counted" in w] == [
-        f"Cells that were not counted, refused or unsure, and reach P(blast) 0.5: {len(refused) + len(doubted)}. "
+        f"Cells that were not counted, refused or unsure, and reach P(blast) 0.4: {len(refused) + len(doubted)}. "
         "Look at them, they may be blasts."
     ]
     assert {r["label"] for r in doubted} == {"MYO"}
