@@ -56,6 +56,7 @@ SCAN_MPX = 244.0
 """The scan of 3.9 gigapixels at the working level, 0.29 um/px."""
 TILE_PX = 1408
 WRONG_LABELS = Path(__file__).with_name("wrong_labels.csv")
+MISSING = "leukocyte without a box"
 
 
 def colour_rules(image: RgbImage, um_per_px: float) -> Detector:
@@ -91,19 +92,22 @@ def tables(name: str, judged: list[Judged], fields: Path) -> dict[str, dict[str,
     return {kind: {c: numbers(t) for c, t in tally_by_camera(own).items()} for kind, own in kinds.items()}
 
 
-def wrong_labels() -> dict[str, list[LabelledBox]]:
-    """By file: boxes whose label `WBC` is to be taken away, or added."""
-    wrong: dict[str, list[LabelledBox]] = {}
+def wrong_labels() -> dict[str, list[tuple[str, LabelledBox]]]:
+    """By file: what is wrong with boxes of label `WBC`, or that one is missing."""
+    wrong: dict[str, list[tuple[str, LabelledBox]]] = {}
     with WRONG_LABELS.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             sides = (float(row[k]) for k in ("xmin", "ymin", "xmax", "ymax"))
-            wrong.setdefault(row["file"], []).append(LabelledBox("WBC", *sides))
+            wrong.setdefault(row["file"], []).append((row["what"], LabelledBox("WBC", *sides)))
     return wrong
 
 
-def set_right(field: LabelledField, wrong: list[LabelledBox]) -> LabelledField:
-    kept = [box for box in field.boxes if box not in wrong]
-    return replace(field, boxes=(*kept, *(box for box in wrong if box not in field.boxes)))
+def set_right(field: LabelledField, wrong: list[tuple[str, LabelledBox]]) -> LabelledField:
+    away = [box for what, box in wrong if what != MISSING]
+    if not set(away) <= set(field.boxes):
+        raise SystemExit(f"{WRONG_LABELS}: {field.path} has not all of {away}")
+    kept = [box for box in field.boxes if box not in away]
+    return replace(field, boxes=(*kept, *(box for what, box in wrong if what == MISSING)))
 
 
 def measure(detector: Detector, options: argparse.Namespace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from slidescreen.demo import PaintedCell, paint_smear
 from slidescreen.detect import HALO_UM, LATTICE_PX, Body, DetectSettings
@@ -25,7 +26,7 @@ from slidescreen.slide import Grid
 from slidescreen.training.detector import fit as training
 from slidescreen.training.detector.augment import SCENE_PX, make_scene
 from slidescreen.training.detector.data import LEUKOCYTE, Sample, Target
-from slidescreen.training.detector.measure import LabelledBox, LabelledField, draw, judge
+from slidescreen.training.detector.measure import LabelledBox, LabelledField, draw, judge, of_whole_cells
 
 UM_PER_PX = 0.3
 SMEAR = Size(1024, 768)
@@ -298,3 +299,16 @@ def test_judging_counts_each_leukocyte_once() -> None:
     at = [Body(Point(x, 20), Box(x, 20, 1, 1), 30.0) for x in (20, 22, 70)]
     judged = judge(field, [*at, Body(Point(120, 20), Box(120, 20, 1, 1), 30.0, "platelet")])
     assert (judged.tally.labelled, judged.tally.found, judged.tally.false) == (2, 1, 2)
+
+
+def test_cells_that_the_border_cuts_are_left_out_found_or_not(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 100)).save(tmp_path / "field.png")
+    boxes = [LabelledBox("WBC", 0, 10, 20, 40), LabelledBox("WBC", 60, 20, 90, 50), LabelledBox("WBC", 170, 60, 199, 99)]
+    boxes += [LabelledBox("WBC", 120, 20, 150, 50), LabelledBox("RBC", 0, 60, 20, 80)]
+    field = LabelledField(tmp_path / "field.png", "bccd", UM_PER_PX, tuple(boxes))
+    found = [Body(Point(x, y), Box(int(x), int(y), 1, 1), 20.0) for x, y in ((10.0, 20.0), (75.0, 35.0), (40.0, 80.0))]
+    judged = judge(field, found)
+    assert (judged.tally.labelled, judged.tally.found, judged.tally.false) == (4, 2, 1)
+    whole = of_whole_cells(judged)
+    assert (whole.tally.labelled, whole.tally.found, whole.tally.false) == (2, 1, 1)
+    assert whole.missed == (boxes[3],)
