@@ -39,14 +39,16 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def patches(request: pytest.FixtureRequest, smear: tuple[NDArray[np.uint8], list[PaintedCell]]) -> NDArray[np.uint8]:
-    """20 real patches of as many classes as there are, or six painted ones where there are no real images."""
+    """20 real patches of as many classes as there are, or six painted ones, each in less light, where there are no real images."""
     try:
         folder: Path = request.getfixturevalue("real_images") / "cells"
     except pytest.skip.Exception:
         image, cells = smear
         corners = [(int(c.box.centre.x) - 200, int(c.box.centre.y) - 200) for c in cells]
         inside = [(min(max(x, 0), image.shape[1] - 400), min(max(y, 0), image.shape[0] - 400)) for x, y in corners]
-        return np.stack([image[y : y + 400, x : x + 400] for x, y in inside[:PAINTED_PATCHES]])
+        light = np.linspace(1.0, 0.3, PAINTED_PATCHES)  # painted cells are too alike to be told apart by random weights
+        cut = [image[y : y + 400, x : x + 400] for x, y in inside[:PAINTED_PATCHES]]
+        return np.stack([(share * patch).astype(np.uint8) for share, patch in zip(light, cut, strict=True)])
     by_label: dict[str, list[str]] = {}
     with (folder / "cells.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
