@@ -96,14 +96,17 @@ class ResultFolder:
     def write(
         self,
         result: SlideResult,
-        render: Callable[[SlideResult, Sequence[NDArray[np.uint8]]], str],
+        draw: Callable[[Path], str],
         *,
         patches: bool,
     ) -> None:
-        """Write every file of the contract; `patches=False` drops the patch store once the report has been drawn from it."""
+        """Write every file of the contract.
+
+        `draw` makes the report of the folder once all else is in it, so that the page shows what is stored and a page drawn
+        anew is the same; `patches=False` drops the patch store after that.
+        """
         try:
-            stored: Any = self.finish_patches()
-            (self.path / REPORT).write_text(render(result, stored), encoding="utf-8")
+            self.finish_patches()
             _write_json(self.path / SUMMARY, summary(result))
             _write_tables(self.path, result)
             _write_geojson(self.path / CELLS_GEOJSON, result)
@@ -112,6 +115,7 @@ class ResultFolder:
             (self.path / OVERVIEW).write_bytes(jpeg.tobytes())
             areas = result.overview.area | np.where(result.overview.screened, SCREENED_BIT, 0).astype(np.uint8)
             (self.path / AREAS).write_bytes(cv2.imencode(".png", areas)[1].tobytes())
+            (self.path / REPORT).write_text(draw(self.path), encoding="utf-8")
             if not patches:
                 shutil.rmtree(self.path / PATCHES)
         except OSError as error:

@@ -86,16 +86,13 @@ def test_a_stored_result_comes_back_as_it_was(stored: Path) -> None:
 def test_pages_are_drawn_anew_without_the_scan(stored: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(stored, tmp_path / stored.name))
     path = copy / "summary.json"
-    path.write_text(path.read_text().replace("smear.tif", "no-such-file.tif"))
+    path.write_text(path.read_text().replace("smear.tif", "sweep.tif"))
     before = (copy / "report.html").read_text()
     (copy / "report.html").write_text("an old page")
     assert rebuild_reports(open_output(str(tmp_path))) == (1, 0)
     after = (copy / "report.html").read_text()
 
-    def bare(page: str) -> str:
-        return re.sub(r"data:image/[^\"')]*|smear\.tif|no-such-file\.tif", "", page)
-
-    assert bare(after) == bare(before)
+    assert after == before.replace("smear.tif", "sweep.tif")
     shutil.rmtree(copy / "patches.zarr")
     assert rebuild_reports(open_output(str(tmp_path))) == (0, 1)
     assert (copy / "report.html").read_text() == after

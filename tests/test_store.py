@@ -20,7 +20,7 @@ from slidescreen.records import SlideResult, Thresholds
 from slidescreen.slide import open_slide
 from slidescreen.slide.fingerprint import slide_id
 from slidescreen.store import COLUMNS, ResultFolder, Typed, summary, write_predictions
-from slidescreen.stored import clean_up, is_current, sweep
+from slidescreen.stored import clean_up, is_current, load_result, sweep
 from slidescreen.taxonomy import CODES
 
 
@@ -30,7 +30,7 @@ def store(scan: Path, out: Path, *, patches: bool = True) -> tuple[SlideResult, 
         info = identify(slide, None)
         with ResultFolder(out, info.id) as folder:
             result = screen_slide(slide, info, StandIn(), settings, folder.keep_patches, lambda *_: None)
-            folder.write(result, lambda r, p: f"report of {p.shape[0]}", patches=patches)
+            folder.write(result, lambda f: f"report of {len(load_result(f).cells)}", patches=patches)
             return result, folder.commit()
 
 

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from slidescreen.scale import check_scale, settle_scale
 from slidescreen.slide import SCAN_SUFFIXES, Slide, is_remote, location, open_slide, scans_under
 from slidescreen.slide.fingerprint import slide_id
 from slidescreen.store import ResultFolder
-from slidescreen.stored import clean_up, is_current
+from slidescreen.stored import clean_up, is_current, load_explanations, load_patches, load_result
 
 At = Callable[[str], None]
 """Called with the name of each stage as it begins: open, scale, screen, explain, write."""
@@ -169,9 +169,14 @@ def run_slide(
             clock.add("explain", time.perf_counter() - began)
             result = replace(result, timings_s={**result.timings_s, **clock.seconds})
             at("write")
-            result_folder.write(result, partial(render, explanations=maps), patches=options.patches)
+            result_folder.write(result, draw_report, patches=options.patches)
             done = result_folder.commit()
             return SlideDone(path, done, False, result.differential, result.warnings, result.timings_s)
+
+
+def draw_report(folder: Path) -> str:
+    """The page of a stored result. Raises ResultError when it cannot be read back or its pictures of cells were not kept."""
+    return render(load_result(folder), load_patches(folder), load_explanations(folder))
 
 
 def _timed(clock: Clock, slide: Slide) -> RulerReading | None:

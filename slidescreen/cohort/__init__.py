@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 
 from slidescreen.batch.output import Output, write
+from slidescreen.batch.slides import draw_report
 from slidescreen.cohort.agreement import agreements
 from slidescreen.cohort.outliers import find_outliers
 from slidescreen.cohort.page import render
 from slidescreen.cohort.rows import gather
 from slidescreen.cohort.table import as_csv, as_parquet
 from slidescreen.errors import OutputError, ResultError
-from slidescreen.report import render as render_report
 from slidescreen.store import REPORT
-from slidescreen.stored import load_explanations, load_patches, load_result
 
 __all__ = ["build_cohort", "rebuild_reports"]
 
@@ -45,7 +44,7 @@ def rebuild_reports(output: Output) -> tuple[int, int]:
     for name in output.results():
         try:
             with output.fetch(name) as folder:
-                page = render_report(load_result(folder), load_patches(folder), load_explanations(folder))
+                page = draw_report(folder)
             write(output, f"{name}/{REPORT}", page.encode("utf-8", "replace"))
             drawn += 1
         except ResultError as error:

@@ -81,11 +81,10 @@ def choose(result: SlideResult) -> list[Gallery]:
 
 
 def tile(index: int, cell: ScreenedCell, classes: Sequence[str]) -> Tile:
-    """The numbers under one picture; `classes` is the order of the cell's probabilities. These are rounded as they are stored,
-    so that a page drawn anew is the same."""
+    """The numbers under one picture; `classes` is the order of the cell's probabilities."""
     by_code: dict[str, float] = {}
     if cell.probabilities is not None:
-        by_code = {code: round(p, 6) for code, p in zip(classes, np.asarray(cell.probabilities).tolist(), strict=True)}
+        by_code = dict(zip(classes, np.asarray(cell.probabilities).tolist(), strict=True))
     return Tile(
         index=index,
         id=cell.id,
@@ -93,8 +92,8 @@ def tile(index: int, cell: ScreenedCell, classes: Sequence[str]) -> Tile:
         name=BY_CODE[cell.label].name if cell.label in BY_CODE else cell.label,
         status=cell.status,
         probability=by_code.get(cell.label),
-        p_blast=None if cell.p_blast is None else round(cell.p_blast, 6),
-        p_atypical=None if cell.p_atypical is None else round(cell.p_atypical, 6),
+        p_blast=cell.p_blast,
+        p_atypical=cell.p_atypical,
         x=round(cell.cell.centre.x),
         y=round(cell.cell.centre.y),
         nucleus_um2=cell.cell.nucleus_um2,
