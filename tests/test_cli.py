@@ -227,7 +227,7 @@ def test_interrupted_says_so_and_leaves_nothing_half(scan: Path, tmp_path: Path,
     process.send_signal(blow)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "interrupted: finished scans are saved" in errors
+    assert "interrupted: what was finished is kept" in errors
     assert "Traceback" not in errors
     assert result_folders(tmp_path) == []
     assert not list(tmp_path.glob(".*.partial-*"))

@@ -1,6 +1,6 @@
 """Commands: parse, call one library function, print, map errors to exit codes.
 
-Exit codes: 0 all done, 1 some scan failed or the run was interrupted (finished scans are saved), 2 wrong use. What is heavy
+Exit codes: 0 all done, 1 some scan failed or it was interrupted (what was finished is kept), 2 wrong use. What is heavy
 is imported inside the commands.
 """
 
@@ -52,7 +52,7 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as ended:
         if isinstance(ended, SystemExit) and ended.code != TYPER_INTERRUPTED:
             raise
-        log.error("interrupted: finished scans are saved, nothing is half written; the same command goes on where it stopped")
+        log.error("interrupted: what was finished is kept, nothing is half written; the same command goes on from there")
         code = 1
     sys.exit(code)
 
