@@ -59,6 +59,36 @@ def test_a_cell_cut_by_the_border_is_drawn_as_half_of_one() -> None:
     assert data._axis(0, 30, 0, 40, 600, 600, UM_PER_PX) == (0, 30)  # in a corner
 
 
+def test_of_what_the_border_cuts_and_nobody_labelled_nothing_is_known(
+    painted: tuple[Path, list[PaintedCell]], tmp_path: Path
+) -> None:
+    """A field that begins in the middle of a cell: with a box it is learned, without one nothing is said of it."""
+    path, cells = painted
+    cell = max(cells, key=lambda c: c.box.x)
+    left = cell.box.x + cell.box.width // 2
+    with Image.open(path) as whole:
+        whole.crop((left, 0, *whole.size)).save(tmp_path / "cut.png")
+    row, width = cell.box.y + cell.box.height // 2, cell.box.right - left
+    for boxes in ((), (LabelledBox("WBC", 0, cell.box.y, width, cell.box.bottom),)):
+        sample = field_sample(LabelledField(tmp_path / "cut.png", "bccd", UM_PER_PX, boxes))
+        seen = sample.bodies[row, 3], sample.centres_known[row, 3]
+        assert seen == ((1, 1) if boxes else (data.IGNORED, 0))
+        far = np.s_[:, width + 40 :]
+        assert (sample.centres_known[far] == 1).all()
+        assert (sample.bodies[far] == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_cell_is_moved_until_the_border_leaves_little_of_it(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    centre, radius = np.array([50.0, 70.0]), 22.0
+    at = centre + augment._cut(rng, centre, radius)
+    (axis,) = np.flatnonzero(at != centre)
+    low, high = at[axis] + radius, augment.SCENE_PX - (at[axis] - radius)
+    seen = 0.3 * min(low, high)
+    assert augment.SEEN_UM[0] <= seen <= augment.SEEN_UM[1]
+
+
 def test_the_target_of_a_cut_body_lies_in_what_is_seen() -> None:
     side = augment.SCENE_PX
     body = np.zeros((side, side), bool)

@@ -37,8 +37,12 @@ BARE: Final = 0.04
 """Share of scenes that show glass and dirt only."""
 FLUSH: Final = 0.45
 """How often a field is moved so that its border is the scene's, in each direction."""
-SEEN_PX: Final = 33
-"""Of a body that the scene's border cuts, 3 um^2 are seen, or nothing is said of it."""
+CUT: Final = 0.35
+"""How often a field is moved so that the scene's border cuts a leukocyte, ..."""
+SEEN_UM: Final = (2.0, 7.0)
+"""... of which so much is seen."""
+SEEN_PX: Final = 22
+"""Of a body that the scene's border cuts, 2 um^2 are seen, or nothing is said of it."""
 HIDDEN: Final = -1e3
 """Where targets are put that the scene does not show any more."""
 
@@ -140,8 +144,14 @@ def _show(rng: np.random.Generator, scene: Scene, sample: Sample, x: int, y: int
     else:
         look, reach = np.array([width / 2, height / 2]), 0.25
     shift = np.array([side, side]) * (0.5 + rng.uniform(-reach, reach, 2)) - turn @ look
+    size = float(np.sqrt(abs(np.linalg.det(turn)))) * NETWORK_UM_PER_PX / SAMPLE_UM_PER_PX
     if side == SCENE_PX:
         shift += _flush(rng, turn @ np.array([[0, width, 0, width], [0, 0, height, height]]) + shift[:, None])
+        leukocytes = [t for t in sample.targets if t.kind == LEUKOCYTE]
+        if leukocytes and rng.random() < CUT:
+            target = leukocytes[int(rng.integers(len(leukocytes)))]
+            radius = 0.5 * size * target.diameter_um / NETWORK_UM_PER_PX
+            shift += _cut(rng, turn @ np.array([target.x, target.y]) + shift, radius)
     matrix = np.hstack([turn, shift[:, None]])
     here = np.s_[y : y + side, x : x + side]
     inside = _warp(np.ones((height, width), np.uint8), matrix, side) > 0
@@ -151,7 +161,6 @@ def _show(rng: np.random.Generator, scene: Scene, sample: Sample, x: int, y: int
     np.copyto(scene.bodies[here], bodies, where=inside)
     np.copyto(scene.nuclei[here], _warp(sample.nuclei, matrix, side), where=inside)
     np.copyto(scene.centres_known[here], _warp(sample.centres_known, matrix, side), where=inside)
-    size = float(np.sqrt(abs(np.linalg.det(turn)))) * NETWORK_UM_PER_PX / SAMPLE_UM_PER_PX
     for target in sample.targets:
         at = turn @ np.array([target.x, target.y]) + shift + np.array([x, y])
         scene.targets.append(Target(float(at[0]), float(at[1]), target.kind, target.diameter_um * size))
@@ -161,6 +170,14 @@ def _flush(rng: np.random.Generator, corners: NDArray[np.float64]) -> NDArray[np
     """A move after which the field with these corners (2, 4) sometimes begins or ends where the scene does."""
     low, high = -corners.min(1), SCENE_PX - corners.max(1)
     return np.where(rng.random(2) < FLUSH, np.where(rng.random(2) < 0.5, low, high), 0.0)
+
+
+def _cut(rng: np.random.Generator, centre: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
+    """A move after which the scene's border leaves little to be seen of a cell with this centre and radius, px."""
+    axis, beyond = int(rng.integers(2)), radius - rng.uniform(*SEEN_UM) / NETWORK_UM_PER_PX
+    move = np.zeros(2)
+    move[axis] = (-beyond if rng.random() < 0.5 else SCENE_PX + beyond) - centre[axis]
+    return move
 
 
 def _warp(image: Bytes, matrix: NDArray[np.float64], side: int, *, smooth: bool = False) -> Bytes:

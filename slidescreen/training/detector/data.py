@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.filters import threshold_otsu
 
 from slidescreen.detect import DetectSettings, measure_stain
 from slidescreen.errors import UsageError
@@ -57,6 +58,10 @@ UNSTAINED: Final = 0.03
 """A leukocyte's box with a smaller share of nuclear stain is doubted where another one of its field has more."""
 BORDER_PX: Final = 2.0
 """A box that comes as near to the border of its field is of a cell that the border cuts."""
+SPECK_UM2: Final = 2.0
+"""Smaller stained pieces at a border are taken for red cells or dirt, not for a nucleus."""
+CYTOPLASM_UM: Final = 3.0
+"""What is seen of a cell reaches about so far beyond what is seen of its nucleus."""
 WHOLE_UM: Final = 9.0
 """Of a cell cut by two borders at least this much is seen in both directions, or it is taken for a quarter."""
 
@@ -228,7 +233,22 @@ def field_sample(labelled: LabelledField) -> Sample:
         if kind == LEUKOCYTE:
             _draw_nucleus(nuclei, image, radius)
             bodies[(radius < 1) & (nuclei == 1) & (bodies == IGNORED)] = len(targets)
+    unlabelled = _cut_unlabelled(stained, bodies > 0)
+    bodies[unlabelled] = nuclei[unlabelled] = IGNORED
+    centres_known[unlabelled] = 0
     return Sample(image, bodies, nuclei, centres_known, tuple(targets))
+
+
+def _cut_unlabelled(stained: NDArray[np.bool_], labelled: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What is stained as nuclei are, reaches the border and has no box, and what lies around it: most leukocytes of which a
+    field shows little are not labelled, and would be learned as ground."""
+    _, pieces = cv2.connectedComponents(stained.astype(np.uint8))
+    small = np.flatnonzero(np.bincount(pieces.ravel()) < SPECK_UM2 / SAMPLE_UM_PER_PX**2)
+    rim = np.concatenate((pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]))
+    cut = np.setdiff1d(rim, (0, *small, *np.unique(pieces[labelled])))
+    reach = 2 * round(CYTOPLASM_UM / SAMPLE_UM_PER_PX) + 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
+    return (cv2.dilate(np.isin(pieces, cut).astype(np.uint8), disc) > 0) & ~labelled
 
 
 def _inside(image: NDArray[np.bool_], box: LabelledBox, scale: float) -> NDArray[np.bool_]:
@@ -282,16 +302,14 @@ def _draw_nucleus(nuclei: NDArray[np.uint8], image: RgbImage, radius: NDArray[np
     own = dark[radius < INNER_CELL]
     if own.size < LEAST_PX:
         return
-    low, high = np.percentile(own, (1, 99))
-    steps = np.clip((own - low) / max(high - low, 1e-3) * 255, 0, 255).astype(np.uint8)
-    step, _ = cv2.threshold(steps[None], 0, 255, cv2.THRESH_OTSU)
-    nucleus, rest = own[steps > step], own[steps <= step]
+    threshold = threshold_otsu(own)
+    nucleus, rest = own[own > threshold], own[own <= threshold]
     if min(len(nucleus), len(rest)) < LEAST_PX // 4:
         return
     gap = float(nucleus.mean() - rest.mean())
     if len(nucleus) * len(rest) / len(own) ** 2 * gap**2 < DIVIDED * float(own.var()):
         return
-    away = (dark - (low + step / 255 * (high - low))) / gap
+    away = (dark - threshold) / gap
     said = np.where(away > UNSURE, 1, np.where(away < -UNSURE, 0, IGNORED))
     nuclei[inside] = np.where(radius > 1, 0, said)[inside]
 
