@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +23,14 @@ import numpy as np
 from slidescreen.detect import Detector, DetectSettings, StainDetector, measure_stain
 from slidescreen.detector_card import DEFAULT_DETECTOR
 from slidescreen.detector_model import flops_per_px
-from slidescreen.detector_network import load_detector
+from slidescreen.detector_network import NetworkDetector, load_detector
 from slidescreen.logs import start_log
 from slidescreen.model import find_model
+from slidescreen.overlap import Ahead
 from slidescreen.records import RgbImage
 from slidescreen.slide import read_image
 from slidescreen.training.detector.data import (
+    BORDER_PX,
     CAMERAS,
     LEUKOCYTE,
     MASK_SETS,
@@ -39,7 +42,7 @@ from slidescreen.training.detector.data import (
     list_giants,
     list_masks,
 )
-from slidescreen.training.detector.fit import TrainSettings
+from slidescreen.training.detector.fit import TrainSettings, tuning_fields
 from slidescreen.training.detector.measure import (
     Judged,
     Tally,
@@ -55,6 +58,12 @@ from slidescreen.training.detector.release import make_detector, record_measures
 SCAN_MPX = 244.0
 """The scan of 3.9 gigapixels at the working level, 0.29 um/px."""
 TILE_PX = 1408
+TIMED_TILES = 16
+SEEN_UM = (2.0, 3.0, 4.0, 6.0)
+LEAST_UM = 8.0
+"""Narrower boxes are not taken for whole leukocytes."""
+LEAST_FIELD_UM = 12.0
+"""Smaller rests of a field are no field."""
 WRONG_LABELS = Path(__file__).with_name("wrong_labels.csv")
 MISSING = "leukocyte without a box"
 
@@ -64,17 +73,25 @@ def colour_rules(image: RgbImage, um_per_px: float) -> Detector:
     return StainDetector(measure_stain(image[::step, ::step].reshape(-1, 3), DetectSettings()), DetectSettings())
 
 
-def seconds_per_scan(detector: Detector, fields: Path) -> float:
-    """Seconds to search 244 Mpx of decoded tiles, the best of four, on tiles of repeated fields at 0.29 um/px."""
+def cost(detector: Detector, fields: Path) -> dict[str, float]:
+    """Seconds to search 244 Mpx of decoded tiles as the pipeline does, one tile looked at while another's bodies are drawn, the
+    best of four: of fields at 0.29 um/px side by side, each with a leukocyte or more, which no smear holds so many of, and of
+    glass, which is what the network alone takes."""
     first = [f for f in list_fields(fields, "val") if f.camera == "bccd"]
     rows = [np.hstack([read_image(first[(5 * r + c) % len(first)].path)[::4, ::4] for c in range(9)]) for r in range(12)]
     tile = np.ascontiguousarray(np.vstack(rows)[:TILE_PX, :TILE_PX])
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        detector.find(tile, 0.29)
-        times.append((time.perf_counter() - start) / (tile.shape[0] * tile.shape[1] / 1e6))
-    return SCAN_MPX * min(times[1:])
+    tiles = SCAN_MPX * 1e6 / TILE_PX**2
+    costs: dict[str, float] = {"FLOP per px": round(flops_per_px())}
+    for name, shown in (("fields", tile), ("glass", np.full_like(tile, 235))):
+        costs[f"bodies in 244 Mpx of {name}"] = round(tiles * len(detector.find(shown, 0.29)))
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            for bodies in Ahead((detector.look(shown, 0.29) for _ in range(TIMED_TILES)), 1, threading.Event()):
+                bodies()
+            times.append((time.perf_counter() - start) / TIMED_TILES)
+        costs[f"s per 244 Mpx of {name}"] = round(tiles * min(times), 1)
+    return costs
 
 
 def numbers(t: Tally) -> dict[str, float]:
@@ -110,24 +127,56 @@ def set_right(field: LabelledField, wrong: list[tuple[str, LabelledBox]]) -> Lab
     return replace(field, boxes=(*kept, *(box for what, box in wrong if what == MISSING)))
 
 
-def measure(detector: Detector, options: argparse.Namespace) -> dict[str, Any]:
+def measure(detector: NetworkDetector, options: argparse.Namespace) -> dict[str, Any]:
     val = list_fields(options.fields, "val")
     table: dict[str, Any] = tables("val fields", judge_fields(val, lambda *_: detector), options.fields)
     rules = tally_by_camera(judge_fields(val, colour_rules))
     table["val fields, colour rules"] = {c: numbers(rules[c]) for c in CAMERAS}
-    held_back = list_masks(options.masks, "held back")
+    held_back, outlining = list_masks(options.masks, "held back"), replace(detector, nuclei=True)
     for name in MASK_SETS:
         own = [m for m in held_back if m[0].name.startswith(f"set{name}_")]
-        scores = np.array(dice_of_masks(own, lambda *_: detector))
+        scores = np.array(dice_of_masks(own, lambda *_: outlining))
         cell, nucleus = (round(float(v), 4) for v in scores.mean(0))
         table[f"held-back masks, set {name}"] = {"images": len(own), "cell Dice": cell, "nucleus Dice": nucleus}
     if options.cells is not None:
         table["single cells not learned from"] = measure_cells(detector, options.cells)
-    table["cost"] = {
-        "FLOP per px": round(flops_per_px()),
-        "s per 244 Mpx": round(seconds_per_scan(detector, options.fields), 1),
-    }
+    table["single cells of training fields that a border is made to cut, by what is seen"] = cut_cells(detector, options.fields)
+    table["cost"] = cost(detector, options.fields)
     return table
+
+
+def cut_cells(detector: Detector, fields: Path) -> dict[str, dict[str, int]]:
+    """Per um that is seen of each, how many whole leukocytes of the training fields kept for choosing are found where the field
+    is made to end within them, on each of its four sides."""
+    sums = {seen: [0, 0] for seen in SEEN_UM}
+    for labelled in tuning_fields(fields):
+        image = read_image(labelled.path)
+        (height, width), unit = image.shape[:2], labelled.um_per_px
+        for box in (b for b in labelled.boxes if b.label == "WBC"):
+            inside = min(box.xmin, box.ymin, width - box.xmax, height - box.ymax) > BORDER_PX
+            if not inside or (box.xmax - box.xmin) * unit < LEAST_UM:
+                continue
+            for seen, sum_ in sums.items():
+                for crop, x, y in crops(image, box, round(seen / unit)):
+                    if min(crop.shape[:2]) * unit < LEAST_FIELD_UM:
+                        continue
+                    at = [b.centre for b in detector.find(crop, unit) if not b.refusal]
+                    sum_[0] += 1
+                    sum_[1] += any(box.xmin <= c.x + x <= box.xmax and box.ymin <= c.y + y <= box.ymax for c in at)
+    return {f"{seen:g} um": {"images": all_, "accepted": found} for seen, (all_, found) in sums.items()}
+
+
+def crops(image: RgbImage, box: LabelledBox, seen: int) -> list[tuple[RgbImage, int, int]]:
+    """The four parts of the image whose border leaves `seen` px of the box, with their places."""
+    height, width = image.shape[:2]
+    left, top, right, bottom = int(box.xmin), int(box.ymin), int(box.xmax), int(box.ymax)
+    sides = (
+        (0, 0, left + seen, height),
+        (0, 0, width, top + seen),
+        (right - seen, 0, width, height),
+        (0, bottom - seen, width, height),
+    )
+    return [(np.ascontiguousarray(image[y0:y1, x0:x1]), x0, y0) for x0, y0, x1, y1 in sides]
 
 
 def measure_cells(detector: Detector, folder: Path) -> dict[str, Any]:

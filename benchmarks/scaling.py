@@ -126,7 +126,7 @@ def screened(scan: Path, out: Path) -> dict[str, Any]:
         "cells": cells,
         "seconds": round(seconds, 1),
         "classify_ms_per_cell": round(1000 * busy["classify"] / max(1, cells), 1),
-        "find_s_per_mm2": round(busy["find"] / summary["area_mm2"]["scanned"], 2),
+        "find_s_per_mm2": round((busy["search"] + busy["find"]) / summary["area_mm2"]["scanned"], 2),
         "report_s": round(seconds - busy["total"], 1),
         "peak_MiB": int(said.stdout),
     }

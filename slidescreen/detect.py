@@ -1,7 +1,7 @@
 """Slide, tiles -> Iterator[Cell]: every stained nucleus once, whatever the tiling.
 
-The seam is `Detector`: an image of known scale in, bodies with a centre out. `find_cells` brings tiles to it and decides which
-tile owns a body: the one whose core holds its centre.
+The seam is `Detector`: an image of known scale in, bodies with a centre out. `look_at_tiles` brings tiles to it, `find_cells`
+decides which tile owns a body: the one whose core holds its centre.
 
 The detector here knows colours only. Optical densities are taken relative to the slide's own glass and red cells, so that
 white balance and stain strength drop out; of each px the part that red cells cannot explain is nuclear stain (colour
@@ -12,8 +12,9 @@ platelets and precipitate refused by size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal, Protocol
 
 import cv2
@@ -80,8 +81,8 @@ class DetectSettings:
 @dataclass(frozen=True, slots=True)
 class Body:
     """A stained body in an image. `centre`, `box` and outlines in px of that image; `box` encloses what is outlined: the cell,
-    or the nucleus for a detector that knows no outlines. `nucleus`: one outline per lobe. `score`: how sure, 0-1. The others
-    as in `Cell`."""
+    or the nucleus for a detector that knows no outlines. `nucleus`: one outline per lobe, where asked for. `score`: how sure,
+    0-1. The others as in `Cell`."""
 
     centre: Point
     box: Box
@@ -101,6 +102,10 @@ class Detector(Protocol):
     def find(self, image: RgbImage, um_per_px: float) -> list[Body]:
         """Bodies in (h, w, 3) uint8 RGB. A body whose surroundings lie inside the image for `HALO_UM` is found the same
         wherever it lies in it, in all images whose origins lie on a lattice of `LATTICE_PX`."""
+        ...
+
+    def look(self, image: RgbImage, um_per_px: float) -> Callable[[], list[Body]]:
+        """`find` in two steps, so that two images can be in work at once: a network looks, calling the result draws bodies."""
         ...
 
 
@@ -186,6 +191,10 @@ class StainDetector:
 
     stain: Stain
     settings: DetectSettings
+
+    def look(self, image: RgbImage, um_per_px: float) -> Callable[[], list[Body]]:
+        """See `Detector`. There is no network: all is in the second step."""
+        return partial(self.find, image, um_per_px)
 
     def find(self, image: RgbImage, um_per_px: float) -> list[Body]:
         """See `Detector`. Blurs and thresholds are in whole numbers, so that a body's outline does not depend on its place."""
@@ -323,23 +332,31 @@ class FindTally:
     outside: int = 0
 
 
-def find_cells(
-    slide: Slide,
-    grid: Grid,
-    tiles: Iterable[Tile],
-    area: AreaMap,
-    scale: Scale,
-    detector: Detector,
-    settings: DetectSettings,
-    tally: FindTally,
-) -> Iterator[Cell]:
-    """Cells of the screened area, tile by tile, top to bottom and left to right within a tile; each once."""
-    um_per_px = scale.um_per_px * grid.downsample
+@dataclass(frozen=True, slots=True, eq=False)
+class SeenTile:
+    """A tile that was read and looked at. `state`: of its window's px, see `PixelState`. `bodies` draws what is in it."""
+
+    tile: Tile
+    state: NDArray[np.uint8]
+    bodies: Callable[[], list[Body]]
+
+
+def look_at_tiles(slide: Slide, grid: Grid, tiles: Iterable[Tile], scale: Scale, detector: Detector) -> Iterator[SeenTile]:
+    """Read the tiles and look at each."""
     for tile in tiles:
         pixels = read_grid(slide, grid, tile.window)
-        tally.unreadable_px += _newly_lost(pixels.state, tile, grid, area)
+        yield SeenTile(tile, pixels.state, detector.look(pixels.rgb, scale.um_per_px * grid.downsample))
+
+
+def find_cells(
+    seen: Iterable[SeenTile], grid: Grid, area: AreaMap, scale: Scale, settings: DetectSettings, tally: FindTally
+) -> Iterator[Cell]:
+    """Cells of the screened area, tile by tile, top to bottom and left to right within a tile; each once."""
+    for one in seen:
+        tile, state = one.tile, one.state
+        tally.unreadable_px += _newly_lost(state, tile, grid, area)
         cells = []
-        for body in detector.find(pixels.rgb, um_per_px):
+        for body in one.bodies():
             centre = Point(_step(body.centre.x) + tile.window.x, _step(body.centre.y) + tile.window.y)
             level0 = Point(centre.x * grid.downsample, centre.y * grid.downsample)
             tally.bodies += 1
@@ -348,7 +365,7 @@ def find_cells(
             elif not area.screened(level0.x, level0.y):
                 tally.outside += 1
             else:
-                cells.append(_cell(body, level0, tile, grid, scale, pixels.state, settings))
+                cells.append(_cell(body, level0, tile, grid, scale, state, settings))
         tally.tiles += 1
         yield from sorted(cells, key=lambda c: (c.centre.y // 400, c.centre.x))
 

@@ -80,8 +80,14 @@ class LeukocyteNet(nn.Module):
         eighth = self.join_eighth(eighth + functional.interpolate(deep, scale_factor=2.0))
         fine = self.join_quarter(quarter + functional.interpolate(self.to_quarter(eighth), scale_factor=2.0))
         heads: torch.Tensor = self.heads(fine)
-        rims = functional.pixel_unshuffle(self.rims(half), COARSE // FINE)
+        rims = functional.conv2d(half, _unshuffled(self.rims.weight), stride=COARSE // FINE, padding=1)
         return torch.cat((heads[:, : -rims.shape[1]], heads[:, -rims.shape[1] :] + rims), dim=1)
+
+
+def _unshuffled(weight: torch.Tensor) -> torch.Tensor:
+    """(c, i, 3, 3) -> (4 c, i, 4, 4): with a stride of 2, the convolution and `pixel_unshuffle` by 2 after it in one."""
+    placed = [functional.pad(weight, (x, 1 - x, y, 1 - y)) for y in (0, 1) for x in (0, 1)]
+    return torch.stack(placed, dim=1).flatten(0, 1)
 
 
 def split_maps(heads: torch.Tensor) -> Maps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,14 +34,19 @@ CUT_NUCLEUS: Final = 0.2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NetworkDetector:
-    """Detector by network."""
+    """Detector by network. `nuclei`: nuclei are outlined too; screening wants to know of them how large they are."""
 
     network: nn.Module
     um_per_px: float
     centre_score: float
     settings: DetectSettings
+    nuclei: bool = False
 
     def find(self, image: RgbImage, um_per_px: float) -> list[Body]:
+        """See `Detector`."""
+        return self.look(image, um_per_px)()
+
+    def look(self, image: RgbImage, um_per_px: float) -> Callable[[], list[Body]]:
         """See `Detector`.
 
         The image is resampled to about the network's scale. Working grids (0.18-0.5 um/px) are resampled by a whole number of
@@ -53,9 +59,15 @@ class NetworkDetector:
         height, width = image.shape[:2]
         resampled = _resampled(image, share)
         scaled = _padded(resampled)
-        shapes = find_shapes(self._maps(scaled), scaled, um_per_px / share, self.centre_score, self.settings.candidate_um2)
-        bodies = [_body(s, share, refusal(s, self.settings, cut=_cut(s.box, resampled))) for s in shapes]
-        return [b for b in bodies if b.centre.x < width and b.centre.y < height]
+        maps = self._maps(scaled)
+
+        def draw() -> list[Body]:
+            s = self.settings
+            shapes = find_shapes(maps, scaled, um_per_px / share, self.centre_score, s.candidate_um2, nuclei=self.nuclei)
+            bodies = [_body(shape, share, refusal(shape, s, cut=_cut(shape.box, resampled))) for shape in shapes]
+            return [b for b in bodies if b.centre.x < width and b.centre.y < height]
+
+        return draw
 
     def _maps(self, image: RgbImage) -> PixelMaps:
         with torch.inference_mode():

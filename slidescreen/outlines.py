@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -45,8 +46,8 @@ class PixelMaps:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One body, in px of the network's image. `nucleus`: one outline per lobe. `kind`: of `KINDS`. `score`: height of its
-    peak in the centre map, 0-1. `focus`: see `measure_focus`. `neutrality`: of its nucleus, see `stain.neutrality`."""
+    """One body, in px of the network's image. `nucleus`: one outline per lobe, where asked for. `kind`: of `KINDS`. `score`:
+    height of its peak in the centre map, 0-1. `focus`: see `measure_focus`. `neutrality`: see `stain.neutrality`."""
 
     centre: Point
     box: Box
@@ -61,8 +62,10 @@ class Shape:
     neutrality: float = 0.0
 
 
-def find_shapes(maps: PixelMaps, image: RgbImage, um_per_px: float, centre_score: float, candidate_um2: float) -> list[Shape]:
-    """Every body of at least `candidate_um2` in the image (h, w, 3), from its maps."""
+def find_shapes(
+    maps: PixelMaps, image: RgbImage, um_per_px: float, centre_score: float, candidate_um2: float, *, nuclei: bool
+) -> list[Shape]:
+    """Every body of at least `candidate_um2` in the image (h, w, 3), from its maps; with outlines of `nuclei` or without."""
     points, scores = _peaks(maps, um_per_px, centre_score)
     if not len(points):
         return []
@@ -71,7 +74,8 @@ def find_shapes(maps: PixelMaps, image: RgbImage, um_per_px: float, centre_score
     shapes = []
     boxes = _boxes(labels, len(points))
     for k in np.flatnonzero(areas * (FINE * um_per_px) ** 2 >= 0.8 * candidate_um2).tolist():
-        shape = _shape(maps, labels, k + 1, boxes[k], image, grey, um_per_px, KINDS[int(kinds[k].argmax())], float(scores[k]))
+        kind = KINDS[int(kinds[k].argmax())]
+        shape = _shape(maps, labels, k + 1, boxes[k], image, grey, um_per_px, kind, float(scores[k]), nuclei=nuclei)
         if shape is not None and shape.area_um2 >= candidate_um2:
             shapes.append(shape)
     return shapes
@@ -161,6 +165,8 @@ def _shape(
     um_per_px: float,
     kind: str,
     score: float,
+    *,
+    nuclei: bool,
 ) -> Shape | None:
     x0, y0, x1, y1 = box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1
     near = _cut(labels, x0, y0, x1, y1)
@@ -181,15 +187,15 @@ def _shape(
     xs, ys = [p.x for p in outline], [p.y for p in outline]
     left, top = int(np.floor(min(xs))), int(np.floor(min(ys)))
     whole = Box(left, top, int(np.ceil(max(xs))) - left, int(np.ceil(max(ys))) - top)
-    found, _ = cv2.findContours(lobes, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    found = cv2.findContours(lobes, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0] if nuclei else ()
     nucleus = tuple(_polygon(c, x0, y0, um_per_px) for c in found if len(c) > 3 and cv2.contourArea(c) * unit_um2 > 1.0)
     return Shape(
         centre,
         whole,
         outline,
         nucleus,
-        float(filled.sum()) * unit_um2,
-        float(lobes.sum()) * unit_um2,
+        cv2.countNonZero(filled) * unit_um2,
+        cv2.countNonZero(lobes) * unit_um2,
         _eccentricity(moments),
         measure_focus(grey, whole, um_per_px),
         kind,
@@ -211,7 +217,7 @@ def _nucleus(
     seen = body & (told > 0)
     wider = round(AROUND_UM / um_per_px)
     around = image[max(0, top - wider) : top + height + wider, max(0, left - wider) : left + width + wider]
-    return lobes.astype(np.uint8), neutrality(window[seen if seen.any() else body], around[::3, ::3].reshape(-1, 3))
+    return lobes.astype(np.uint8), neutrality(window, seen if seen.any() else body, around[::3, ::3].reshape(-1, 3))
 
 
 def _cut(image: NDArray[Any], x0: int, y0: int, x1: int, y1: int) -> NDArray[Any]:
@@ -250,9 +256,9 @@ def _polygon(contour: NDArray[Any], x0: int, y0: int, um_per_px: float) -> Outli
     points = cv2.approxPolyDP(contour, TOLERANCE_UM / (fine * um_per_px), True)[:, 0].astype(np.float64)
     if len(points) < 4:
         points = contour[:, 0].astype(np.float64)
-    away = points - points.mean(0)
+    away = points - np.add.reduce(points) / len(points)
     points += 0.5 * away / np.maximum(1.0, np.hypot(away[:, 0], away[:, 1]))[:, None] + 0.5
-    return tuple(Point(x, y) for x, y in (FINE * np.array([x0, y0]) + fine * points).tolist())
+    return tuple(map(Point, *(fine * points + (FINE * x0, FINE * y0)).T.tolist()))
 
 
 def _eccentricity(m: dict[str, float]) -> float:
@@ -271,12 +277,14 @@ def measure_focus(grey: NDArray[Any], box: Box, um_per_px: float) -> float:
     inside = grey[max(0, around.y) : around.bottom, max(0, around.x) : around.right]
     if min(inside.shape) < 5:
         return 0.0
-    across, down = (cv2.Sobel(inside, cv2.CV_16S, *way).astype(np.int32) for way in ((1, 0), (0, 1)))
-    steepest = np.sqrt(_share(across**2 + down**2, 0.99)) / 8  # of whole numbers: floats differ with where they lie in memory
-    extent = _share(inside, 0.98) - _share(inside, 0.02)
-    return float(steepest / (max(extent, 8.0) * um_per_px))
+    across, down = (np.square(way, dtype=np.int32) for way in cv2.spatialGradient(inside))
+    (steepest,) = _shares(across + down, 0.99)  # of whole numbers: floats differ with where they lie in memory
+    low, high = _shares(inside, 0.02, 0.98)
+    return math.sqrt(steepest) / (8 * max(high - low, 8) * um_per_px)
 
 
-def _share(values: NDArray[Any], share: float) -> float:
-    place = round(share * (values.size - 1))
-    return float(np.partition(values.ravel(), place)[place])
+def _shares(values: NDArray[Any], *shares: float) -> list[int]:
+    """The values below which these shares of all lie."""
+    places = [round(share * (values.size - 1)) for share in shares]
+    found: list[int] = np.partition(values.ravel(), places)[places].tolist()
+    return found

@@ -1,20 +1,30 @@
-"""One scan, the stages in order. Finding, cutting and typing overlap; what waits between them is bounded."""
+"""One scan, the stages in order. Searching, finding, cutting and typing overlap; what waits between them is bounded."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
 from slidescreen.classify import Classifier, classify, gather
 from slidescreen.config import Settings
-from slidescreen.detect import HALO_UM, LATTICE_PX, Detector, DetectSettings, FindTally, find_cells, fit_detector, working_grid
+from slidescreen.detect import (
+    HALO_UM,
+    LATTICE_PX,
+    Detector,
+    DetectSettings,
+    FindTally,
+    find_cells,
+    fit_detector,
+    look_at_tiles,
+    working_grid,
+)
 from slidescreen.detector_card import DEFAULT_DETECTOR
 from slidescreen.differential import NO_LEUKOCYTE, count_cells, screen_cells
 from slidescreen.errors import AuditError, ReadError
@@ -29,6 +39,8 @@ from slidescreen.slide import Grid, Slide
 from slidescreen.taxonomy import BLAST
 
 VERSION: Final = version("slidescreen")
+T = TypeVar("T")
+TILES_AHEAD: Final = 1
 CELLS_AHEAD: Final = 512
 BATCHES_AHEAD: Final = 1
 """One batch is typed, one waits, one is gathered: with 16 patches each 23 MB, on a GPU, with 512, 740 MB."""
@@ -70,16 +82,22 @@ def screen_slide(
 
     tiles = list(cut_tiles(grid, area, HALO_UM, info.scale, side=tiling.side, shift=tiling.shift, lattice=LATTICE_PX))
     tally = FindTally()
-    found = find_cells(slide, grid, tiles, area, info.scale, detector, settings.detect, tally)
-    with closing(Ahead(clock.stage("find", found), CELLS_AHEAD, stop)) as cells:
+    looked = look_at_tiles(slide, grid, tiles, info.scale, detector)
+    with ExitStack() as stages:
+
+        def ahead(stage: str, items: Iterable[T], depth: int) -> Ahead[T]:
+            return stages.enter_context(closing(Ahead(clock.stage(stage, items), depth, stop)))
+
+        seen = ahead("search", looked, TILES_AHEAD)
+        found = find_cells(clock.waiting("find", seen), grid, area, info.scale, settings.detect, tally)
+        cells = ahead("find", found, CELLS_AHEAD)
         cut = cut_patches(slide, clock.waiting("cut", cells), info.scale)
-        gathered = gather(keep(cut), classifier.batch_size)
-        with closing(Ahead(clock.stage("cut", gathered), BATCHES_AHEAD, stop)) as batches:
-            predictions = clock.stage("classify", classify(clock.waiting("classify", batches), classifier))
-            screened: list[ScreenedCell] = []
-            for cell in screen_cells(predictions, classifier.card.classes, settings.differential):
-                screened.append(cell)
-                progress(tally.tiles, len(tiles), len(screened))
+        batches = ahead("cut", gather(keep(cut), classifier.batch_size), BATCHES_AHEAD)
+        predictions = clock.stage("classify", classify(clock.waiting("classify", batches), classifier))
+        screened: list[ScreenedCell] = []
+        for cell in screen_cells(predictions, classifier.card.classes, settings.differential):
+            screened.append(cell)
+            progress(tally.tiles, len(tiles), len(screened))
     areas = _areas(slide, info, area, tally, screened, settings)
     audit = _audit(slide, tally, screened)
     differential = count_cells(screened, settings.differential, classifier.card.thresholds)

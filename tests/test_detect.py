@@ -17,6 +17,7 @@ from slidescreen.detect import (
     StainDetector,
     find_cells,
     fit_detector,
+    look_at_tiles,
     measure_stain,
     working_grid,
 )
@@ -36,7 +37,8 @@ def cells_of(path: Path, side: int = 1024, shift: int = 0, scale: Scale = SCALE)
         grid = working_grid(slide, scale)
         detector = fit_detector(slide, grid, area, chosen)
         tiles = cut_tiles(grid, area, HALO_UM, scale, side=side, shift=shift)
-        return list(find_cells(slide, grid, tiles, area, scale, detector, chosen, FindTally()))
+        seen = look_at_tiles(slide, grid, tiles, scale, detector)
+        return list(find_cells(seen, grid, area, scale, chosen, FindTally()))
 
 
 def distances_um(cells: list[Cell], truth: list[PaintedCell]) -> NDArray[np.float64]:

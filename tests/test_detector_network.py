@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from slidescreen.demo import PaintedCell, paint_smear
 from slidescreen.detect import HALO_UM, LATTICE_PX, Body, DetectSettings
 from slidescreen.detector_card import DEFAULT_DETECTOR, load_detector_card
-from slidescreen.detector_model import KINDS, LeukocyteNet, flops_per_px, load_detector_network, move_borders, split_maps
+from slidescreen.detector_model import (
+    KINDS,
+    LeukocyteNet,
+    _unshuffled,
+    flops_per_px,
+    load_detector_network,
+    move_borders,
+    split_maps,
+)
 from slidescreen.detector_network import NetworkDetector, load_detector, refusal
 from slidescreen.errors import ModelError
 from slidescreen.geometry import Box, Point, Size
@@ -26,7 +36,7 @@ from slidescreen.slide import Grid
 from slidescreen.training.detector import fit as training
 from slidescreen.training.detector.augment import SCENE_PX, make_scene
 from slidescreen.training.detector.data import LEUKOCYTE, Sample, Target
-from slidescreen.training.detector.measure import LabelledBox, LabelledField, draw, judge, of_whole_cells
+from slidescreen.training.detector.measure import LabelledBox, LabelledField, choose_score, draw, judge, of_whole_cells
 
 UM_PER_PX = 0.3
 SMEAR = Size(1024, 768)
@@ -71,6 +81,13 @@ def test_maps_have_the_documented_shapes() -> None:
     assert maps.kind.shape == (2, len(KINDS), 16, 24)
     assert maps.offset.shape == (2, 2, 16, 24)
     assert maps.masks.shape == (2, 2, 32, 48)
+
+
+def test_a_convolution_and_its_unshuffling_are_one() -> None:
+    torch.manual_seed(0)
+    weight, image = torch.randn(2, 5, 3, 3, dtype=torch.float64), torch.randn(1, 5, 16, 12, dtype=torch.float64)
+    in_two = functional.pixel_unshuffle(functional.conv2d(image, weight, padding=1), 2)
+    assert torch.allclose(functional.conv2d(image, _unshuffled(weight), stride=2, padding=1), in_two, atol=1e-12)
 
 
 def test_borders_are_moved_and_nothing_else() -> None:
@@ -299,6 +316,26 @@ def test_judging_counts_each_leukocyte_once() -> None:
     at = [Body(Point(x, 20), Box(x, 20, 1, 1), 30.0) for x in (20, 22, 70)]
     judged = judge(field, [*at, Body(Point(120, 20), Box(120, 20, 1, 1), 30.0, "platelet")])
     assert (judged.tally.labelled, judged.tally.found, judged.tally.false) == (2, 1, 2)
+
+
+def test_of_centre_scores_the_one_that_misses_less_is_chosen(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 100)).save(tmp_path / "field.png")
+    boxes = (LabelledBox("WBC", 0, 0, 40, 40), LabelledBox("WBC", 100, 0, 140, 40))
+    field = LabelledField(tmp_path / "field.png", "bccd", UM_PER_PX, boxes)
+    at = {(20, 20): 0.9, (120, 20): 0.32, (60, 80): 0.34, (80, 80): 0.34, (160, 80): 0.34}
+    bodies = [Body(Point(x, y), Box(x, y, 1, 1), 20.0, score=score) for (x, y), score in at.items()]
+    assert choose_score([field], lambda _: _Finds(bodies)) == 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finds:
+    bodies: list[Body]
+
+    def find(self, image: RgbImage, um_per_px: float) -> list[Body]:
+        return self.bodies
+
+    def look(self, image: RgbImage, um_per_px: float) -> Callable[[], list[Body]]:
+        return lambda: self.bodies
 
 
 def test_cells_that_the_border_cuts_are_left_out_found_or_not(tmp_path: Path) -> None:

@@ -71,9 +71,9 @@ def test_most_painted_cells_are_found_and_named(result: SlideResult, smear: tupl
 def test_provenance_is_complete(result: SlideResult) -> None:
     assert result.model.name == DEFAULT_MODEL
     assert result.slide.scale.um_per_px == pytest.approx(0.0725, rel=1e-4)
-    assert set(result.timings_s) == {"area", "find", "cut", "classify", "total"}
+    assert set(result.timings_s) == {"area", "search", "find", "cut", "classify", "total"}
     assert all(v >= 0 for v in result.timings_s.values())
-    assert set(result.waiting_s) == {"find", "cut", "classify"}
+    assert set(result.waiting_s) == {"search", "find", "cut", "classify"}
     assert all(v >= 0 for v in result.waiting_s.values())
     assert result.device == "cpu, torch float32"
     assert result.settings["differential"]["blast_threshold"] == 0.0

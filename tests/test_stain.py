@@ -46,17 +46,36 @@ def test_cells_painted_in_one_colour_divide_by_nothing() -> None:
     assert _dice((said > 0) & body, nucleus) > 0.98
 
 
+def test_sums_do_not_depend_on_the_order_of_px() -> None:
+    image, body, _, logits = _cell()
+    turned = tuple(np.ascontiguousarray(a[::-1, ::-1]) for a in (logits, body, image))
+    assert np.array_equal(by_colour(*turned)[::-1, ::-1], by_colour(logits, body, image))
+
+
+def _px(colours: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """(n, 3) as an image all of which is body."""
+    return colours[None], np.ones((1, len(colours)), np.bool_)
+
+
 @pytest.mark.parametrize("glass", [(240, 240, 240), (240, 215, 170), (150, 160, 190)])
 def test_shadows_are_neutral_and_nuclei_are_not_on_any_glass(glass: tuple[int, int, int]) -> None:
     around = np.random.default_rng(0).normal(glass, 3, (500, 3)).clip(0, 255).astype(np.uint8)
     shadow = np.tile((np.array(glass) * 0.3).astype(np.uint8), (50, 1))
     stained = np.tile((np.array(glass) * (0.35, 0.2, 0.6)).astype(np.uint8), (50, 1))
-    assert neutrality(shadow, around) > 0.9
-    assert neutrality(stained, around) < 0.5
+    assert neutrality(*_px(shadow), around) > 0.9
+    assert neutrality(*_px(stained), around) < 0.5
+
+
+def test_only_the_body_is_asked_for_its_colour() -> None:
+    image, body, nucleus, _ = _cell()
+    glass = np.full((50, 3), 235, np.uint8)
+    grey = np.where(body[..., None], image, 20).astype(np.uint8)
+    assert neutrality(grey, nucleus, glass) < 0.5
+    assert neutrality(grey, ~body, glass) > 0.9
 
 
 def test_what_is_hardly_seen_has_no_colour() -> None:
     glass = np.full((100, 3), 240, np.uint8)
-    assert neutrality(glass[:5], glass) == 0.0
-    assert neutrality(glass[:0], glass) == 0.0
-    assert neutrality(glass, glass[:0]) == 0.0
+    assert neutrality(*_px(glass[:5]), glass) == 0.0
+    assert neutrality(*_px(glass[:0]), glass) == 0.0
+    assert neutrality(*_px(glass), glass[:0]) == 0.0

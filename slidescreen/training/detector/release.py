@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,7 +75,7 @@ def fit_borders(network: LeukocyteNet, masks: Sequence[tuple[Path, Path, float]]
     sets = [own for name in MASK_SETS if (own := [m for m in masks if m[0].name.startswith(f"set{name}_")])]
 
     def dice(body: float, nucleus: float) -> NDArray[np.float64]:
-        detector = make_detector(move_borders(network, body, nucleus), SURE)
+        detector = replace(make_detector(move_borders(network, body, nucleus), SURE), nuclei=True)
         return np.asarray(
             np.mean([np.mean(dice_of_masks(own, lambda *_: detector, refused=True), axis=0) for own in sets], axis=0)
         )
