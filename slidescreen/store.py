@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -64,7 +65,8 @@ Row = dict[str, str | int | float | None]
 class ResultFolder:
     """A result in the making: `OUT/.<slide-id>.partial-<host>-<pid>`. Leaving the `with` block without `commit` removes it.
 
-    Entering it makes the folder; raises OutputError when it cannot be made.
+    Entering it makes the folder; raises OutputError when it cannot be made. OUT is not made: where it has gone, a share no
+    longer mounted, nothing may be written into its place.
     """
 
     def __init__(self, out: Path, slide_id: str) -> None:
@@ -82,7 +84,10 @@ class ResultFolder:
 
     def finish_patches(self) -> zarr.Array[Any]:
         """All patches, (n, 400, 400, 3) uint8, after the last was kept."""
-        return self._patches.close()
+        try:
+            return self._patches.close()
+        except OSError as error:
+            raise _output_error(self.path, error) from error
 
     def keep_explanations(self, explanations: Explanations | None) -> None:
         """Write the maps of what the scores are sensitive to, where there are any."""
@@ -137,7 +142,7 @@ class ResultFolder:
 
     def __enter__(self) -> Self:
         try:
-            self.path.mkdir(parents=True)
+            self.path.mkdir()
             self._patches = PatchWriter(self.path / PATCHES)
         except OSError as error:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -156,6 +161,7 @@ class PatchWriter:
 
     def __init__(self, path: Path) -> None:
         side = (PATCH_PX, PATCH_PX, 3)
+        self._folder = path.parent
         self._array = zarr.create_array(
             store=str(path),
             shape=(0, *side),
@@ -177,6 +183,7 @@ class PatchWriter:
     def _flush(self) -> None:
         if not self._held:
             return
+        _require(self._folder)
         end = self._written + len(self._held)
         self._array.resize((end, PATCH_PX, PATCH_PX, 3))
         self._array[self._written : end] = np.stack(self._held)
@@ -191,6 +198,7 @@ class PatchWriter:
 
 def write_explanations(path: Path, explanations: Explanations) -> None:
     """(k, 400, 400) uint8 in the order of the attribute `cell_id`, whose numbers are those of `cells.csv`."""
+    _require(path.parent)
     array = zarr.create_array(
         store=str(path),
         shape=(len(explanations.maps), PATCH_PX, PATCH_PX),
@@ -413,6 +421,12 @@ def _ring(cell: Cell) -> list[list[float]]:
     corners = [[b.x, b.y], [b.right, b.y], [b.right, b.bottom], [b.x, b.bottom]]
     ring = [[round(p.x, 1), round(p.y, 1)] for p in cell.outline] or corners
     return [*ring, ring[0]]
+
+
+def _require(folder: Path) -> None:
+    """Raises FileNotFoundError where the folder has gone: Zarr would make it anew, and all folders above it."""
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
 
 
 def _output_error(path: Path, error: OSError) -> OutputError:

@@ -16,7 +16,7 @@ from slidescreen.batch import identify
 from slidescreen.config import Settings
 from slidescreen.errors import OutputError
 from slidescreen.pipeline import screen_slide
-from slidescreen.records import SlideResult, Thresholds
+from slidescreen.records import Explanations, SlideResult, Thresholds
 from slidescreen.slide import open_slide
 from slidescreen.slide.fingerprint import slide_id
 from slidescreen.store import COLUMNS, ResultFolder, Typed, summary, write_predictions
@@ -241,6 +241,27 @@ def test_a_place_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"), ResultFolder(tmp_path / "file", "a"):
         pass
+
+
+def test_an_output_folder_that_has_gone_is_not_made_anew(scan: Path, tmp_path: Path) -> None:
+    out, away = tmp_path / "out", tmp_path / "away"
+    with pytest.raises(OutputError, match="cannot be written"), ResultFolder(out, "a"):
+        pass
+    assert not out.exists()
+    out.mkdir()
+    settings = Settings()
+    with open_slide(scan) as slide, ResultFolder(out, "a") as folder:
+        info = identify(slide, None)
+        result = screen_slide(slide, info, StandIn(), settings, folder.keep_patches, lambda *_: None)
+        out.rename(away)
+        for write in (
+            folder.finish_patches,
+            lambda: folder.keep_explanations(Explanations("saliency", "blast", {0: np.zeros((400, 400), np.uint8)})),
+            lambda: folder.write(result, lambda _: "", patches=True),
+        ):
+            with pytest.raises(OutputError, match="cannot be written"):
+                write()
+    assert not out.exists()
 
 
 def test_an_interrupt_while_the_folder_is_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ class Coin:
 
 def screened(path: Path, out: Path, settings: Settings | None = None, um_per_px: Any = None) -> tuple[dict[str, Any], str]:
     """summary.json and the report."""
+    out.mkdir(exist_ok=True)
     done = run_slide(path, Coin(), settings or Settings(), RunOptions(out, um_per_px, False), lambda *_: None)
     summary = json.loads((done.folder / "summary.json").read_text(encoding="utf-8"))
     return summary, (done.folder / "report.html").read_text(encoding="utf-8")

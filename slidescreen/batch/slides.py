@@ -135,7 +135,8 @@ def run_slide(
     progress: Progress,
     at: At = lambda _stage: None,
 ) -> SlideDone:
-    """Screen one scan and store the result, complete or not at all. Raises SlidescreenError with one clear line."""
+    """Screen one scan and store the result in the output folder, which is there, complete or not at all. Raises
+    SlidescreenError with one clear line."""
     at("open")
     with open_slide(path, settings=settings.reading) as slide:
         at("scale")
@@ -231,6 +232,13 @@ def run_batch(
     progress: Callable[[Path], Progress] = lambda _path: lambda _tiles, _total, _cells: None,
 ) -> Iterator[SlideDone | SlideFailure]:
     """One outcome per scan, one after the other, in this process. An error of one scan does not stop the others; a full disk
-    does not either. `conduct.run_plan` does the same in processes that may die."""
+    does not either. `conduct.run_plan` does the same in processes that may die.
+
+    Makes the output folder; raises OutputError when it cannot be made.
+    """
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{options.out}: cannot be made ({error.strerror}); choose another output folder") from error
     for path in paths:
         yield attempt(path, classifier, settings, options, progress(path))
