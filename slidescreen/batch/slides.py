@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from slidescreen.batch.output import FolderOutput
 from slidescreen.classify import Classifier
 from slidescreen.config import Settings
 from slidescreen.errors import ModelError, OpenError, OutputError, SlidescreenError, UsageError
@@ -234,11 +235,8 @@ def run_batch(
     """One outcome per scan, one after the other, in this process. An error of one scan does not stop the others; a full disk
     does not either. `conduct.run_plan` does the same in processes that may die.
 
-    Makes the output folder; raises OutputError when it cannot be made.
+    Makes the output folder; raises UsageError where nothing can be written there.
     """
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{options.out}: cannot be made ({error.strerror}); choose another output folder") from error
+    FolderOutput(str(options.out)).prepare()
     for path in paths:
         yield attempt(path, classifier, settings, options, progress(path))
