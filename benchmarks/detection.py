@@ -146,9 +146,9 @@ def measure(detector: NetworkDetector, options: argparse.Namespace) -> dict[str,
 
 
 def cut_cells(detector: Detector, fields: Path) -> dict[str, dict[str, int]]:
-    """Per um that is seen of each, how many whole leukocytes of the training fields kept for choosing are found where the field
-    is made to end within them, on each of its four sides."""
-    sums = {seen: [0, 0] for seen in SEEN_UM}
+    """How many whole leukocytes of the training fields kept for choosing are found where the field is made to end within them:
+    by what is seen of each, and by side, since beyond the right and the bottom the detector fills up with white."""
+    sums = {(seen, sides): [0, 0] for seen in SEEN_UM for sides in ("left or top", "right or bottom")}
     for labelled in tuning_fields(fields):
         image = read_image(labelled.path)
         (height, width), unit = image.shape[:2], labelled.um_per_px
@@ -156,27 +156,25 @@ def cut_cells(detector: Detector, fields: Path) -> dict[str, dict[str, int]]:
             inside = min(box.xmin, box.ymin, width - box.xmax, height - box.ymax) > BORDER_PX
             if not inside or (box.xmax - box.xmin) * unit < LEAST_UM:
                 continue
-            for seen, sum_ in sums.items():
-                for crop, x, y in crops(image, box, round(seen / unit)):
+            for (seen, sides), sum_ in sums.items():
+                for crop, x, y in crops(image, box, round(seen / unit), first=sides == "left or top"):
                     if min(crop.shape[:2]) * unit < LEAST_FIELD_UM:
                         continue
                     at = [b.centre for b in detector.find(crop, unit) if not b.refusal]
                     sum_[0] += 1
                     sum_[1] += any(box.xmin <= c.x + x <= box.xmax and box.ymin <= c.y + y <= box.ymax for c in at)
-    return {f"{seen:g} um": {"images": all_, "accepted": found} for seen, (all_, found) in sums.items()}
+    return {f"{seen:g} um, {sides}": {"images": all_, "accepted": found} for (seen, sides), (all_, found) in sums.items()}
 
 
-def crops(image: RgbImage, box: LabelledBox, seen: int) -> list[tuple[RgbImage, int, int]]:
-    """The four parts of the image whose border leaves `seen` px of the box, with their places."""
+def crops(image: RgbImage, box: LabelledBox, seen: int, *, first: bool) -> list[tuple[RgbImage, int, int]]:
+    """The two parts of the image that begin, or end, where `seen` px of the box are left, with their places."""
     height, width = image.shape[:2]
     left, top, right, bottom = int(box.xmin), int(box.ymin), int(box.xmax), int(box.ymax)
-    sides = (
-        (0, 0, left + seen, height),
-        (0, 0, width, top + seen),
-        (right - seen, 0, width, height),
-        (0, bottom - seen, width, height),
-    )
-    return [(np.ascontiguousarray(image[y0:y1, x0:x1]), x0, y0) for x0, y0, x1, y1 in sides]
+    if first:
+        parts = ((right - seen, 0, width, height), (0, bottom - seen, width, height))
+    else:
+        parts = ((0, 0, left + seen, height), (0, 0, width, top + seen))
+    return [(np.ascontiguousarray(image[y0:y1, x0:x1]), x0, y0) for x0, y0, x1, y1 in parts]
 
 
 def measure_cells(detector: Detector, folder: Path) -> dict[str, Any]:

@@ -41,9 +41,9 @@ def test_run_stores_a_result_and_says_where(screened: tuple[subprocess.Completed
     assert done.returncode == 0, done.stderr
     (folder,) = result_folders(out)
     assert str(folder / "report.html") in done.stdout
-    assert re.search(r"15 leukocytes, blasts 26\.7 % \(7\.8-55\.1\)", done.stdout)
+    assert re.search(r"16 leukocytes, blasts 25\.0 % \(7\.3-52\.4\)", done.stdout)
     assert "1 done, 0 skipped, 0 failed of 1 listed" in done.stderr
-    assert read_summary(folder)["leukocytes"] == 15
+    assert read_summary(folder)["leukocytes"] == 16
 
 
 def test_run_again_skips(screened: tuple[subprocess.CompletedProcess[str], Path], scan: Path) -> None:

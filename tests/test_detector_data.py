@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from slidescreen.demo import PaintedCell, paint_smear
-from slidescreen.geometry import Size
+from slidescreen.geometry import Box, Size
 from slidescreen.training.detector import augment, data, fit
 from slidescreen.training.detector.data import LabelledBox, LabelledField, field_sample
 
@@ -82,9 +82,9 @@ def test_of_what_the_border_cuts_and_nobody_labelled_nothing_is_known(
 def test_a_cell_is_moved_until_the_border_leaves_little_of_it(seed: int) -> None:
     rng = np.random.default_rng(seed)
     centre, radius = np.array([50.0, 70.0]), 22.0
-    at = centre + augment._cut(rng, centre, radius)
+    at = centre + augment._cut(rng, Box(3, 5, 110, 112), centre, radius)
     (axis,) = np.flatnonzero(at != centre)
-    low, high = at[axis] + radius, augment.SCENE_PX - (at[axis] - radius)
+    low, high = at[axis] + radius - (3, 5)[axis], (113, 117)[axis] - (at[axis] - radius)
     seen = 0.3 * min(low, high)
     assert augment.SEEN_UM[0] <= seen <= augment.SEEN_UM[1]
 
@@ -93,16 +93,55 @@ def test_the_target_of_a_cut_body_lies_in_what_is_seen() -> None:
     side = augment.SCENE_PX
     body = np.zeros((side, side), bool)
     body[40:60, :8] = True
-    seen = augment._as_seen(data.Target(-6.0, 50.0, data.LEUKOCYTE, 12.0), body)
+    whole = Box(0, 0, side, side)
+    seen = augment._as_seen(data.Target(-6.0, 50.0, data.LEUKOCYTE, 12.0), body, whole)
     assert seen is not None
     assert (seen.x, seen.y) == (4.0, 50.0)
     body[:] = False
     body[40:44, :4] = True  # 1.4 um^2: nobody can tell
-    assert augment._as_seen(data.Target(-6.0, 42.0, data.LEUKOCYTE, 12.0), body) is None
+    assert augment._as_seen(data.Target(-6.0, 42.0, data.LEUKOCYTE, 12.0), body, whole) is None
     inside = data.Target(50.0, 50.0, data.LEUKOCYTE, 12.0)
     body[:] = False
     body[45:55, 45:55] = True
-    assert augment._as_seen(inside, body) is inside
+    assert augment._as_seen(inside, body, whole) is inside
+
+
+def test_the_target_of_a_body_cut_by_white_beyond_the_scan_lies_in_what_is_seen() -> None:
+    side = augment.SCENE_PX
+    body = np.zeros((side, side), bool)
+    body[40:60, 112:118] = True
+    target = data.Target(120.0, 50.0, data.LEUKOCYTE, 12.0)
+    seen = augment._as_seen(target, body, Box(0, 0, 118, side))
+    assert seen is not None
+    assert (seen.x, seen.y) == (115.0, 50.0)
+    assert augment._as_seen(target, np.zeros_like(body), Box(0, 0, 118, side)) is None
+
+
+def test_beyond_the_scan_all_is_white_and_known_to_be_empty() -> None:
+    shape = (augment.SCENE_PX, augment.SCENE_PX)
+    full = np.full(shape, data.IGNORED, np.uint8)
+    scene = augment.Scene(np.zeros((*shape, 3), np.float32), full, full.copy(), full * 0, [], Box(0, 4, 120, 124))
+    image = np.full((*shape, 3), 90, np.uint8)
+    augment._end(scene, image)
+    beyond = np.ones(shape, bool)
+    beyond[4:, :120] = False
+    assert (image[beyond] == 255).all()
+    assert not scene.bodies[beyond].any()
+    assert not scene.nuclei[beyond].any()
+    assert scene.centres_known[beyond].all()
+    for untouched, value in ((image, 90), (scene.bodies, 255), (scene.nuclei, 255), (scene.centres_known, 0)):
+        assert (untouched[~beyond] == value).all()
+
+
+def test_scenes_often_end_before_their_image_does_at_every_side() -> None:
+    grey = np.full((900, 900, 3), 120, np.uint8)
+    sample = data.Sample(grey, *(np.zeros((900, 900), np.uint8) for _ in range(3)), ())
+    ends = np.zeros(4)
+    for seed in range(100):
+        image = augment.make_scene(np.random.default_rng(seed), {"bccd": [sample]}, {"bccd": 1.0}).image
+        ends += [(side == 255).all() for side in (image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1])]
+    assert (ends > 25).all()
+    assert (ends < 60).all()
 
 
 def test_parts_do_not_mix(tmp_path: Path) -> None:
@@ -165,7 +204,9 @@ def test_pasted_platelets_are_enlarged_and_have_no_nucleus(tmp_path: Path) -> No
     largest = []
     for seed in range(40):
         blank = np.zeros((side, side), np.uint8)
-        scene = augment.Scene(np.full((side, side, 3), 230, np.float32), blank, blank.copy(), blank + 1, [])
+        scene = augment.Scene(
+            np.full((side, side, 3), 230, np.float32), blank, blank.copy(), blank + 1, [], Box(0, 0, side, side)
+        )
         augment._paste_cell(np.random.default_rng(seed), scene, platelet)
         assert {t.kind for t in scene.targets} == {data.PLATELET}
         assert not scene.nuclei.any()

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from slidescreen.detector_model import COARSE, FINE, NETWORK_UM_PER_PX, OFFSET_UM
+from slidescreen.detector_model import COARSE, FINE, NETWORK_UM_PER_PX, OFFSET_UM, STRIDE
+from slidescreen.geometry import Box, Point
 from slidescreen.training.detector.data import (
     ARTEFACT,
     IGNORED,
@@ -33,10 +34,16 @@ OUTLINED: Final = ("masks 1", "masks 2")
 CUT_OUT: Final = "cut out platelets"
 """Group of outlined platelets, which are only pasted beside others, enlarged to giant ones."""
 GIANT: Final = (1.0, 1.8)
+GRAIN_PX: Final = (0.5, 1.1)
+"""How much noise is blurred to make the grains of a pasted platelet, ..."""
+GRAIN_COLOUR: Final = np.array([1.0, 1.2, 0.6])
+"""... and their optical density per channel, in units of red light's."""
+BEYOND: Final = 0.4
+"""How often a scene ends before its image does, at each side: what lies beyond a scan is white, up to the network's stride."""
 BARE: Final = 0.04
 """Share of scenes that show glass and dirt only."""
 FLUSH: Final = 0.45
-"""How often a field is moved so that its border is the scene's, in each direction."""
+"""How often a field is moved so that it ends where the scene does, in each direction."""
 CUT: Final = 0.35
 """How often a field is moved so that the scene's border cuts a leukocyte, ..."""
 SEEN_UM: Final = (2.0, 7.0)
@@ -53,13 +60,14 @@ Bytes = NDArray[np.uint8]
 @dataclass(slots=True, eq=False)
 class Scene:
     """A scene in the making, at the network's scale. `image` (s, s, 3) float32 in [0, 255]; the label maps as in `Sample`;
-    `targets` in px of the scene."""
+    `targets` in px of the scene; `shown`: the part that is no strip of white beyond the scan."""
 
     image: Canvas
     bodies: Bytes
     nuclei: Bytes
     centres_known: Bytes
     targets: list[Target]
+    shown: Box
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +96,7 @@ def make_scene(rng: np.random.Generator, sources: Mapping[str, Sequence[Sample]]
         np.full((SCENE_PX, SCENE_PX), IGNORED, np.uint8),
         np.zeros((SCENE_PX, SCENE_PX), np.uint8),
         [],
+        Box(0, 0, SCENE_PX, SCENE_PX) if name in SINGLES else _shown(rng),
     )
     if rng.random() < BARE:
         return _bare_glass(rng, scene)
@@ -107,8 +116,28 @@ def make_scene(rng: np.random.Generator, sources: Mapping[str, Sequence[Sample]]
     if rng.random() < 0.4:
         for _ in range(int(rng.integers(1, 4))):
             _add_dirt(rng, scene)
+    return _finished(rng, scene)
+
+
+def _finished(rng: np.random.Generator, scene: Scene) -> Truth:
     image = _spoil(rng, _restain(rng, scene.image))
+    _end(scene, image)
     return _truth(scene, image)
+
+
+def _shown(rng: np.random.Generator) -> Box:
+    """What is left of a scene that may end at any side before its image does."""
+    left, top, right, bottom = np.where(rng.random(4) < BEYOND, rng.integers(1, STRIDE, 4), 0).tolist()
+    return Box(left, top, SCENE_PX - left - right, SCENE_PX - top - bottom)
+
+
+def _end(scene: Scene, image: Bytes) -> None:
+    """White and nothing else beyond what is shown."""
+    beyond = np.ones((SCENE_PX, SCENE_PX), bool)
+    beyond[scene.shown.y : scene.shown.bottom, scene.shown.x : scene.shown.right] = False
+    image[beyond] = 255
+    scene.bodies[beyond] = scene.nuclei[beyond] = 0
+    scene.centres_known[beyond] = 1
 
 
 def _bare_glass(rng: np.random.Generator, scene: Scene) -> Truth:
@@ -118,7 +147,7 @@ def _bare_glass(rng: np.random.Generator, scene: Scene) -> Truth:
     scene.centres_known[:] = 1
     for _ in range(int(rng.integers(1, 5))):
         _add_dirt(rng, scene)
-    return _truth(scene, _spoil(rng, _restain(rng, scene.image)))
+    return _finished(rng, scene)
 
 
 def _drawn(rng: np.random.Generator, samples: Sequence[Sample]) -> Sample:
@@ -146,12 +175,12 @@ def _show(rng: np.random.Generator, scene: Scene, sample: Sample, x: int, y: int
     shift = np.array([side, side]) * (0.5 + rng.uniform(-reach, reach, 2)) - turn @ look
     size = float(np.sqrt(abs(np.linalg.det(turn)))) * NETWORK_UM_PER_PX / SAMPLE_UM_PER_PX
     if side == SCENE_PX:
-        shift += _flush(rng, turn @ np.array([[0, width, 0, width], [0, 0, height, height]]) + shift[:, None])
+        shift += _flush(rng, scene.shown, turn @ np.array([[0, width, 0, width], [0, 0, height, height]]) + shift[:, None])
         leukocytes = [t for t in sample.targets if t.kind == LEUKOCYTE]
         if leukocytes and rng.random() < CUT:
             target = leukocytes[int(rng.integers(len(leukocytes)))]
             radius = 0.5 * size * target.diameter_um / NETWORK_UM_PER_PX
-            shift += _cut(rng, turn @ np.array([target.x, target.y]) + shift, radius)
+            shift += _cut(rng, scene.shown, turn @ np.array([target.x, target.y]) + shift, radius)
     matrix = np.hstack([turn, shift[:, None]])
     here = np.s_[y : y + side, x : x + side]
     inside = _warp(np.ones((height, width), np.uint8), matrix, side) > 0
@@ -166,17 +195,18 @@ def _show(rng: np.random.Generator, scene: Scene, sample: Sample, x: int, y: int
         scene.targets.append(Target(float(at[0]), float(at[1]), target.kind, target.diameter_um * size))
 
 
-def _flush(rng: np.random.Generator, corners: NDArray[np.float64]) -> NDArray[np.float64]:
+def _flush(rng: np.random.Generator, shown: Box, corners: NDArray[np.float64]) -> NDArray[np.float64]:
     """A move after which the field with these corners (2, 4) sometimes begins or ends where the scene does."""
-    low, high = -corners.min(1), SCENE_PX - corners.max(1)
+    low, high = (shown.x, shown.y) - corners.min(1), (shown.right, shown.bottom) - corners.max(1)
     return np.where(rng.random(2) < FLUSH, np.where(rng.random(2) < 0.5, low, high), 0.0)
 
 
-def _cut(rng: np.random.Generator, centre: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
+def _cut(rng: np.random.Generator, shown: Box, centre: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
     """A move after which the scene's border leaves little to be seen of a cell with this centre and radius, px."""
     axis, beyond = int(rng.integers(2)), radius - rng.uniform(*SEEN_UM) / NETWORK_UM_PER_PX
+    low, high = ((shown.x, shown.right), (shown.y, shown.bottom))[axis]
     move = np.zeros(2)
-    move[axis] = (-beyond if rng.random() < 0.5 else SCENE_PX + beyond) - centre[axis]
+    move[axis] = (low - beyond if rng.random() < 0.5 else high + beyond) - centre[axis]
     return move
 
 
@@ -211,6 +241,8 @@ def _paste_cell(rng: np.random.Generator, scene: Scene, sample: Sample) -> None:
     if _hides(scene, body):
         return
     cell = _warp(sample.image, matrix, side, smooth=True).astype(np.float32)
+    if target.kind == PLATELET:
+        cell = _granular(rng, cell)
     gain = (np.percentile(scene.image[::4, ::4].reshape(-1, 3), 85, axis=0) + 8) / (_glass(sample.image) + 8)
     weight = cv2.GaussianBlur(body.astype(np.float32), (0, 0), 0.8)[..., None]
     scene.image[:] = (1 - weight) * scene.image + weight * np.clip(cell * gain, 0, 255)
@@ -218,6 +250,13 @@ def _paste_cell(rng: np.random.Generator, scene: Scene, sample: Sample) -> None:
     scene.bodies[body] = len(scene.targets)
     scene.nuclei[body] = _warp(sample.nuclei, matrix, side)[body]
     scene.centres_known[body] = 1
+
+
+def _granular(rng: np.random.Generator, cell: Canvas) -> Canvas:
+    """With purple grains: enlarged platelets have lost theirs, giant ones are full of them."""
+    grains = np.asarray(cv2.GaussianBlur(rng.standard_normal(cell.shape[:2], np.float32), (0, 0), rng.uniform(*GRAIN_PX)))
+    density = rng.uniform(0, 0.15) + rng.uniform(0, 0.35) * grains / grains.std()
+    return np.asarray(cell * np.exp(-density[..., None] * GRAIN_COLOUR), np.float32)
 
 
 def _hides(scene: Scene, body: NDArray[np.bool_]) -> bool:
@@ -357,7 +396,7 @@ def _truth(scene: Scene, image: Bytes) -> Truth:
     kind = np.full((coarse, coarse), IGNORED, np.int64)
     body = scene.bodies[COARSE // 2 :: COARSE, COARSE // 2 :: COARSE]
     for k, whole in enumerate(scene.targets, 1):
-        target = _as_seen(whole, scene.bodies == k)
+        target = _as_seen(whole, scene.bodies == k, scene.shown)
         if target is None:
             known = known * (body != k)
             body = np.where(body == k, IGNORED, body)
@@ -384,14 +423,15 @@ def _truth(scene: Scene, image: Bytes) -> Truth:
     )
 
 
-def _as_seen(target: Target, body: NDArray[np.bool_]) -> Target | None:
-    """The target; of a body that the border cuts, moved to the middle of what is seen; None where that is too little."""
-    cut = body[0].any() or body[-1].any() or body[:, 0].any() or body[:, -1].any()
-    if target.x == HIDDEN or not (cut or (0 <= target.x < SCENE_PX and 0 <= target.y < SCENE_PX)):
+def _as_seen(target: Target, body: NDArray[np.bool_], shown: Box) -> Target | None:
+    """The target; of a body that the scene's border cuts, moved to the middle of what is seen; None if too little is."""
+    seen = body[shown.y : shown.bottom, shown.x : shown.right]
+    cut = seen[0].any() or seen[-1].any() or seen[:, 0].any() or seen[:, -1].any()
+    if target.x == HIDDEN or not (cut or shown.contains(Point(target.x, target.y))):
         return None
     if not cut:
         return target
-    if np.count_nonzero(body) < SEEN_PX:
+    if np.count_nonzero(seen) < SEEN_PX:
         return None
     y, x = (float(v.mean()) + 0.5 for v in np.nonzero(body))
     return Target(x, y, target.kind, target.diameter_um)

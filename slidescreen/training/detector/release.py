@@ -45,8 +45,9 @@ LICENCE: Final = (
 )
 LIMITS: Final = (
     "Outlines were learned from boxes on smears and from 160 outlined cells of two laboratories; dust, ink, bubbles and "
-    "precipitate were painted, not seen; giant platelets are enlarged small ones, a third of the real ones of 6 um and more "
-    "are taken for leukocytes. Not measured on whole scans of a laboratory outside the training sources. Not for diagnosis."
+    "precipitate were painted, not seen; giant platelets are enlarged small ones with painted grains, two of nine real ones of "
+    "6 um and more are taken for leukocytes. Not measured on whole scans of a laboratory outside the training sources. Not for "
+    "diagnosis."
 )
 
 
