@@ -30,7 +30,6 @@ from slidescreen.overlap import Ahead
 from slidescreen.records import RgbImage
 from slidescreen.slide import read_image
 from slidescreen.training.detector.data import (
-    BORDER_PX,
     CAMERAS,
     LEUKOCYTE,
     MASK_SETS,
@@ -52,6 +51,7 @@ from slidescreen.training.detector.measure import (
     judge_fields,
     of_whole_cells,
     tally_by_camera,
+    tally_cut,
 )
 from slidescreen.training.detector.release import make_detector, record_measures, train_detector
 
@@ -60,10 +60,6 @@ SCAN_MPX = 244.0
 TILE_PX = 1408
 TIMED_TILES = 16
 SEEN_UM = (2.0, 3.0, 4.0, 6.0)
-LEAST_UM = 8.0
-"""Narrower boxes are not taken for whole leukocytes."""
-LEAST_FIELD_UM = 12.0
-"""Smaller rests of a field are no field."""
 WRONG_LABELS = Path(__file__).with_name("wrong_labels.csv")
 MISSING = "leukocyte without a box"
 
@@ -146,35 +142,13 @@ def measure(detector: NetworkDetector, options: argparse.Namespace) -> dict[str,
 
 
 def cut_cells(detector: Detector, fields: Path) -> dict[str, dict[str, int]]:
-    """How many whole leukocytes of the training fields kept for choosing are found where the field is made to end within them:
-    by what is seen of each, and by side, since beyond the right and the bottom the detector fills up with white."""
-    sums = {(seen, sides): [0, 0] for seen in SEEN_UM for sides in ("left or top", "right or bottom")}
+    """By what is seen of leukocytes of the training fields kept for choosing, and by side, how many are found."""
+    sums = {(seen, sides): Tally() for seen in SEEN_UM for sides in ("left or top", "right or bottom")}
     for labelled in tuning_fields(fields):
         image = read_image(labelled.path)
-        (height, width), unit = image.shape[:2], labelled.um_per_px
-        for box in (b for b in labelled.boxes if b.label == "WBC"):
-            inside = min(box.xmin, box.ymin, width - box.xmax, height - box.ymax) > BORDER_PX
-            if not inside or (box.xmax - box.xmin) * unit < LEAST_UM:
-                continue
-            for (seen, sides), sum_ in sums.items():
-                for crop, x, y in crops(image, box, round(seen / unit), first=sides == "left or top"):
-                    if min(crop.shape[:2]) * unit < LEAST_FIELD_UM:
-                        continue
-                    at = [b.centre for b in detector.find(crop, unit) if not b.refusal]
-                    sum_[0] += 1
-                    sum_[1] += any(box.xmin <= c.x + x <= box.xmax and box.ymin <= c.y + y <= box.ymax for c in at)
-    return {f"{seen:g} um, {sides}": {"images": all_, "accepted": found} for (seen, sides), (all_, found) in sums.items()}
-
-
-def crops(image: RgbImage, box: LabelledBox, seen: int, *, first: bool) -> list[tuple[RgbImage, int, int]]:
-    """The two parts of the image that begin, or end, where `seen` px of the box are left, with their places."""
-    height, width = image.shape[:2]
-    left, top, right, bottom = int(box.xmin), int(box.ymin), int(box.xmax), int(box.ymax)
-    if first:
-        parts = ((right - seen, 0, width, height), (0, bottom - seen, width, height))
-    else:
-        parts = ((0, 0, left + seen, height), (0, 0, width, top + seen))
-    return [(np.ascontiguousarray(image[y0:y1, x0:x1]), x0, y0) for x0, y0, x1, y1 in parts]
+        for seen, sides in sums:
+            sums[seen, sides] += tally_cut(labelled, image, detector, seen, first=sides == "left or top")
+    return {f"{seen:g} um, {sides}": {"images": t.labelled, "accepted": t.found} for (seen, sides), t in sums.items()}
 
 
 def measure_cells(detector: Detector, folder: Path) -> dict[str, Any]:

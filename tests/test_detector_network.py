@@ -32,11 +32,20 @@ from slidescreen.model import find_model
 from slidescreen.monolayer import cut_tiles
 from slidescreen.outlines import Shape, measure_focus
 from slidescreen.records import Area, AreaMap, Overview, RgbImage, Scale
-from slidescreen.slide import Grid
+from slidescreen.slide import Grid, read_image
 from slidescreen.training.detector import fit as training
 from slidescreen.training.detector.augment import SCENE_PX, make_scene
 from slidescreen.training.detector.data import LEUKOCYTE, Sample, Target
-from slidescreen.training.detector.measure import LabelledBox, LabelledField, choose_score, draw, judge, of_whole_cells
+from slidescreen.training.detector.measure import (
+    LabelledBox,
+    LabelledField,
+    Tally,
+    choose_score,
+    draw,
+    judge,
+    of_whole_cells,
+    tally_cut,
+)
 
 UM_PER_PX = 0.3
 SMEAR = Size(1024, 768)
@@ -295,6 +304,17 @@ def test_a_cell_cut_to_less_than_half_is_found(smear: Smear, detector: NetworkDe
         found += any(box.contains(Point(c.x + shown.x, c.y + shown.y)) for c in centres)
     assert found >= 0.8 * len(cells)
     assert len(cells) > 3
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_leukocytes_of_which_little_is_seen_are_found_at_every_border(
+    real_images: Path, detector: NetworkDetector, first: bool
+) -> None:
+    """Of real ones, on training fields that were not learned from: 4 um of each at the beginning of its field, or at its end."""
+    fields = [f for f in training.tuning_fields(real_images / "fields") if f.camera == "cellavision"]
+    tally = sum((tally_cut(f, read_image(f.path), detector, 4.0, first=first) for f in fields), Tally())
+    assert tally.labelled > 80
+    assert tally.recall > 0.85
 
 
 def test_focus_does_not_depend_on_where_the_image_lies(smear: Smear) -> None:

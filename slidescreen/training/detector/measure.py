@@ -19,6 +19,11 @@ from slidescreen.training.detector.data import BORDER_PX, PLATELET, LabelledBox,
 SUBPIXELS: Final = 3
 """Outlines are drawn to 1/8 px."""
 
+LEAST_UM: Final = 8.0
+"""Narrower boxes are not taken for whole leukocytes."""
+LEAST_FIELD_UM: Final = 12.0
+"""Smaller rests of a field are no field."""
+
 MakeDetector = Callable[[RgbImage, float], Detector]
 """(image, um/px) -> the detector to use on it: the colour rules are fitted to each image."""
 
@@ -97,16 +102,43 @@ def judge_fields(fields: Iterable[LabelledField], detector: MakeDetector) -> lis
 
 def of_whole_cells(judged: Judged) -> Judged:
     """The same without the labelled leukocytes that the border of the field cuts, found or not."""
-    height, width = read_image(judged.field.path).shape[:2]
-
-    def cut(box: LabelledBox) -> bool:
-        near = (box.xmin, box.ymin, width - box.xmax, height - box.ymax)
-        return box.label == "WBC" and min(near) <= BORDER_PX
-
-    aside = sum(cut(box) for box in judged.field.boxes)
-    missed = tuple(box for box in judged.missed if not cut(box))
+    image = read_image(judged.field.path)
+    aside = sum(box.label == "WBC" and _near_border(box, image) for box in judged.field.boxes)
+    missed = tuple(box for box in judged.missed if not _near_border(box, image))
     labelled = judged.tally.labelled - aside
     return replace(judged, missed=missed, tally=Tally(labelled, labelled - len(missed), judged.tally.false))
+
+
+def tally_cut(labelled: LabelledField, image: RgbImage, detector: Detector, seen_um: float, *, first: bool) -> Tally:
+    """Of the whole leukocytes of a field, found when it is made to begin (`first`: left, top) or to end (right, bottom) where
+    `seen_um` of them are left. Beyond the end the detector fills up with white. What else it finds is not counted."""
+    unit, tally = labelled.um_per_px, Tally()
+    for box in labelled.boxes:
+        if box.label != "WBC" or _near_border(box, image) or (box.xmax - box.xmin) * unit < LEAST_UM:
+            continue
+        for part, x, y in _parts(image, box, round(seen_um / unit), first=first):
+            if min(part.shape[:2]) * unit >= LEAST_FIELD_UM:
+                centres = (b.centre for b in detector.find(part, unit) if not b.refusal)
+                found = any(box.xmin <= c.x + x <= box.xmax and box.ymin <= c.y + y <= box.ymax for c in centres)
+                tally += Tally(1, int(found))
+    return tally
+
+
+def _parts(image: RgbImage, box: LabelledBox, seen: int, *, first: bool) -> list[tuple[RgbImage, int, int]]:
+    """The two parts of the image that begin, or end, where `seen` px of the box are left, with their places."""
+    if first:
+        x, y = int(box.xmax) - seen, int(box.ymax) - seen
+        return [(np.ascontiguousarray(image[:, x:]), x, 0), (np.ascontiguousarray(image[y:]), 0, y)]
+    return [
+        (np.ascontiguousarray(image[:, : int(box.xmin) + seen]), 0, 0),
+        (np.ascontiguousarray(image[: int(box.ymin) + seen]), 0, 0),
+    ]
+
+
+def _near_border(box: LabelledBox, image: RgbImage) -> bool:
+    """Whether the border of its field cuts what is in the box."""
+    height, width = image.shape[:2]
+    return bool(min(box.xmin, box.ymin, width - box.xmax, height - box.ymax) <= BORDER_PX)
 
 
 def tally_by_camera(judged: Iterable[Judged]) -> dict[str, Tally]:
