@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -242,6 +243,17 @@ def test_neutral_dust_is_no_leukocyte(detector: NetworkDetector, side: int, glas
     image = np.full((512, 512, 3), glass, np.uint8)
     image[300 : 300 + side, 200 : 200 + side] = np.uint8(15)
     image[100 : 100 + side, 200 : 200 + side] = np.array(glass) // 4
+    assert not [b for b in detector.find(image, UM_PER_PX) if not b.refusal]
+
+
+@pytest.mark.parametrize("radius", [8, 14, 22, 35])
+def test_bubbles_and_precipitate_are_no_leukocytes(detector: NetworkDetector, radius: int) -> None:
+    """On glass: a dark refracting ring, bright inside, and a swarm of purple grains."""
+    image = np.full((512, 512, 3), 240, np.uint8)
+    cv2.circle(image, (150, 150), radius, (250, 250, 250), -1, cv2.LINE_AA)
+    cv2.circle(image, (150, 150), radius, (60, 60, 65), 2, cv2.LINE_AA)
+    for x, y in np.random.default_rng(radius).normal(360, radius / 2, (40, 2)).astype(int).tolist():
+        cv2.circle(image, (x, y), 1, (75, 30, 105), -1, cv2.LINE_AA)
     assert not [b for b in detector.find(image, UM_PER_PX) if not b.refusal]
 
 
